@@ -1,0 +1,46 @@
+# Two commands do everything, their own set-up included: `make figures` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: figures tables test lab lint lock help
+
+help:
+	@echo "make figures   regenerate every figure into figures/output/ (minutes on a CPU)"
+	@echo "make tables    regenerate the measured tables: 64 digits, speed and memory"
+	@echo "make test      run the tests, notebooks included"
+	@echo "make lab       open JupyterLab on notebooks/"
+	@echo "make lint      check style"
+
+# The environment is made once, and again only when what it is made from changes.
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the pinned packages into .venv (once; a few minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	touch $@
+
+figures: .venv/.installed
+	@set -e; for script in figures/fig*.py; do echo "== $$script"; MPLBACKEND=Agg $(BIN)/python $$script; done
+
+tables: .venv/.installed
+	@set -e; for script in figures/tab*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lab: .venv/.installed
+	$(BIN)/jupyter lab notebooks
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# After a change of dependencies: every pin anew. Torch is pinned by version alone, so that a CPU, a CUDA or a Mac
+# build satisfies it; what only its CUDA build needs is left to pip.
+lock:
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet $$(sed -n 's/^torch==\([^+]*\).*/torch==\1/p' requirements.lock) -e '.[dev]'
+	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+	  | sed 's/^\(torch==[^+]*\)+.*/\1/' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
+	rm -rf .lock-venv

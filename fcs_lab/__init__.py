@@ -1,0 +1,28 @@
+"""Training-free constrained sampling with pre-trained diffusion models: a laboratory.
+
+After "Fast constrained sampling in pre-trained diffusion models", A. Graikos, N. Jojic, D. Samaras, arXiv 2410.18804.
+"""
+
+from fcs_lab.constraints import CostConstraint, Inpainting, LinearConstraint, SuperResolution
+from fcs_lab.data import load_digits
+from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
+from fcs_lab.images import to_pil, to_tensor
+from fcs_lab.sampler import Result, sample
+from fcs_lab.zoo import load
+
+__all__ = [
+    "CostConstraint",
+    "Denoiser",
+    "GaussianMixtureDenoiser",
+    "IdealDenoiser",
+    "Inpainting",
+    "LinearConstraint",
+    "Result",
+    "SuperResolution",
+    "load",
+    "load_digits",
+    "sample",
+    "to_pil",
+    "to_tensor",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,217 @@
+"""Constraints: each turns the estimate x̂_0 into a cost C(x̂_0) and the error direction e = −∂C/∂x̂_0.
+
+"e depends on the task, the rest of the algorithm does not": this file is all that a task is. The linear ones have
+C = ½‖A x̂_0 − y‖² and e = Aᵀ(y − A x̂_0).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
+
+__all__ = ["Constraint", "CostConstraint", "Inpainting", "LinearConstraint", "SuperResolution"]
+
+
+class Constraint(Protocol):
+    """What the sampler asks of a task.
+
+    `batch_size` is the number of images that it describes and `shape` the (C, H, W) of x̂_0 that it fits; None where
+    it takes any.
+    """
+
+    batch_size: int | None
+    shape: tuple[int, ...] | None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Constraint:
+        """The same constraint with its tensors there."""
+        ...
+
+    def cost(self, x0: Tensor) -> Tensor:
+        """C(x̂_0) of each image: (B, C, H, W) -> (B,)."""
+        ...
+
+    def error(self, x0: Tensor) -> Tensor:
+        """e = −∂C/∂x̂_0: (B, C, H, W) -> (B, C, H, W)."""
+        ...
+
+
+class LinearConstraint:
+    """A x̂_0 = y for a linear A: C = ½‖A x̂_0 − y‖², e = Aᵀ(y − A x̂_0).
+
+    Args:
+        A: Images (B, C, H, W) -> measurements (B, …). Must be linear.
+        A_adjoint: Measurements -> images; the transpose of A.
+        y: The measurements (B, …), floating point; one for each image.
+
+    Raises:
+        TypeError: y is not a floating-point tensor.
+        ValueError: y is not finite, or A and A_adjoint are not each other's transpose (tried on random vectors).
+    """
+
+    def __init__(self, A: Callable[[Tensor], Tensor], A_adjoint: Callable[[Tensor], Tensor], y: Tensor):
+        if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
+            raise TypeError(f"y is {_describe(y)}; expected a floating-point tensor (B, …)")
+        if not bool(y.isfinite().all()):
+            raise ValueError("y has NaN or infinite values; expected finite ones")
+        self.A, self.A_adjoint = A, A_adjoint
+        self._measure(y)
+
+    def _measure(self, y: Tensor) -> None:
+        """Take y, once A and A_adjoint (methods, in a subclass) are usable."""
+        self.y = y
+        self.batch_size = len(y)
+        self.shape = self._image_shape()
+
+    def _image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what A takes, once ⟨A u, v⟩ = ⟨u, Aᵀ v⟩ holds on random u and v."""
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(self.y.shape, generator=generator).to(self.y)
+        pulled = self.A_adjoint(v)
+        # u leans towards Aᵀ v: for two independent random vectors both products would be near zero.
+        noise = torch.randn(pulled.shape, generator=generator).to(pulled)
+        u = pulled / pulled.norm().clamp_min(1e-12) + noise / noise.norm()
+        pushed = self.A(u)
+        if pushed.shape != self.y.shape:
+            raise ValueError(f"A yields shape {tuple(pushed.shape)}, y has {tuple(self.y.shape)}; expected the same")
+        mismatch = (pushed * v).sum() - (u * pulled).sum()
+        if not mismatch.abs() <= 1e-4 * (pushed.norm() * v.norm() + u.norm() * pulled.norm()):
+            raise ValueError("A_adjoint is not the transpose of A: ⟨A u, v⟩ differs from ⟨u, A_adjoint(v)⟩")
+        return tuple(pulled.shape[1:])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LinearConstraint:
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device, dtype if value.is_floating_point() else None))
+        return moved
+
+    def cost(self, x0: Tensor) -> Tensor:
+        return (self.A(x0) - self.y).square().flatten(1).sum(1) / 2
+
+    def error(self, x0: Tensor) -> Tensor:
+        return self.A_adjoint(self.y - self.A(x0))
+
+
+class Inpainting(LinearConstraint):
+    """Fill in the masked pixels of an image: A x = known ⊙ x, so e = known ⊙ (y − x̂_0).
+
+    Args:
+        image: The image or images, in any form that `to_tensor` takes. What lies under the mask has no influence.
+        mask: What is to be filled in (True, 1 or white, as in diffusers): one for all images or one each, in any form
+            that `to_mask` takes.
+
+    Raises:
+        TypeError: Image or mask of a type, or a dtype, that is not taken.
+        ValueError: Image and mask differ in size or number; a mask is empty, full or grey; a pixel is NaN, infinite
+            or out of range.
+    """
+
+    def __init__(self, image: ImageLike, mask: MaskLike):
+        image, mask = to_tensor(image), to_mask(mask)
+        if image.shape[-2:] != mask.shape[-2:]:
+            raise ValueError(f"mask is {_size(mask)} (height × width) and image {_size(image)}; expected the same size")
+        if len(mask) not in (1, len(image)) and len(image) != 1:
+            raise ValueError(f"there are {len(mask)} masks for {len(image)} images; expected one, or one each")
+        hidden = mask.flatten(1).sum(1)
+        if bool((hidden == 0).any()):
+            raise ValueError("mask is empty: nothing is to be filled in; expected some pixels True (1, white)")
+        if bool((hidden == mask[0].numel()).any()):
+            raise ValueError("mask is full: nothing is known; use task=None to sample without a constraint")
+        self.mask = mask.to(image.device)
+        self.known = (~self.mask).to(image.dtype)
+        batch = max(len(image), len(mask))
+        self._measure((self.known * image).expand(batch, -1, -1, -1))
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.known * x
+
+    A_adjoint = A
+
+
+class SuperResolution(LinearConstraint):
+    """A larger image whose antialiased bicubic reduction is `low_res`: A x = D_h x D_wᵀ.
+
+    Args:
+        low_res: The small image or images, in any form that `to_tensor` takes.
+        factor: How many times larger, in height and in width; a whole number ≥ 2.
+
+    Raises:
+        TypeError: `low_res` is of a type that is not taken.
+        ValueError: `factor` is not a whole number ≥ 2, or the image is one that `to_tensor` refuses.
+    """
+
+    def __init__(self, low_res: ImageLike, factor: int):
+        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+            raise ValueError(f"factor is {factor!r}; expected a whole number of at least 2")
+        y = to_tensor(low_res, "low_res")
+        self.D_h, self.D_w = (bicubic_matrix(size * factor, size).to(y) for size in y.shape[-2:])
+        self._measure(y)
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.D_h @ x @ self.D_w.T
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.D_h.T @ y @ self.D_w
+
+
+def bicubic_matrix(large: int, small: int) -> Tensor:
+    """The antialiased bicubic reduction of `large` pixels in a row to `small`, as a matrix (small, large), float64.
+
+    Written out from PyTorch's own resize, so that A is what `interpolate(mode="bicubic", antialias=True)` does and
+    its transpose is at hand.
+    """
+    identity = torch.eye(large, dtype=torch.float64)[None, None]
+    return torch.nn.functional.interpolate(identity, size=(small, large), mode="bicubic", antialias=True)[0, 0]
+
+
+class CostConstraint:
+    """Any differentiable cost of x̂_0; e = −∂C/∂x̂_0 by automatic differentiation of the cost, never of the denoiser.
+
+    Args:
+        fn: x̂_0 (B, C, H, W) -> the cost of each image (B,), or a single number if B is 1.
+
+    Raises:
+        TypeError: `fn` cannot be called.
+        ValueError: At its first use: the cost has another shape, or does not depend on x̂_0 differentiably.
+    """
+
+    batch_size: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]):
+        if not callable(fn):
+            raise TypeError(f"fn is {_describe(fn)}; expected a function of x̂_0")
+        self.fn = fn
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> CostConstraint:
+        return self
+
+    def cost(self, x0: Tensor) -> Tensor:
+        cost = self.fn(x0)
+        if not isinstance(cost, Tensor) or (cost.shape != (len(x0),) and (cost.ndim or len(x0) > 1)):
+            raise ValueError(f"fn returned {_describe(cost)}; expected the costs of {len(x0)} images, shape ({len(x0)},)")
+        return cost.reshape(len(x0))
+
+    def error(self, x0: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x0 = x0.detach().requires_grad_()
+            cost = self.cost(x0)
+            if not cost.requires_grad:
+                raise ValueError(
+                    "fn's cost does not depend differentiably on x̂_0; expected torch operations on its argument"
+                )
+            return -torch.autograd.grad(cost.sum(), x0)[0]
+
+
+def _size(x: Tensor) -> str:
+    return f"{x.shape[-2]}×{x.shape[-1]}"
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)

@@ -1,0 +1,281 @@
+"""Denoisers x̂_0(x_t, t): any diffusers U-Net behind one call, and exact ones whose x̂_0 and J are known.
+
+Everything downstream (constraints, directions, sampler, probes) sees a model only through `Denoiser`. What a network
+predicts (ε, v or x_0) and in what precision it runs is dealt with here, once, at the border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["Denoiser", "GaussianMixtureDenoiser", "IdealDenoiser", "UNetDenoiser", "alpha_bar_at", "forward_mode"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What the sampler and the probes ask of a model: an object with these four attributes that can be called.
+
+    ```python
+    class Shrink:                                    # the exact denoiser of x_0 ~ N(0, I)
+        scheduler = DDIMScheduler(clip_sample=False) # the noise schedule ᾱ_t
+        shape = (1, 8, 8)                            # (C, H, W) of x_t
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __call__(self, x_t, t):                  # (B, C, H, W) -> x̂_0, (B, C, H, W)
+            return alpha_bar_at(self, t, x_t).sqrt() * x_t
+    ```
+    """
+
+    scheduler: SchedulerMixin
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """The estimate x̂_0 of the clean sample.
+
+        Args:
+            x_t: Noisy samples (B, C, H, W).
+            t: One timestep of the model's schedule, or an integer tensor (B,) with one a sample.
+
+        Returns:
+            x̂_0, unclipped, of x_t's shape and dtype.
+        """
+        ...
+
+
+def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
+    """ᾱ_t of the denoiser's own schedule, shaped to multiply x_t.
+
+    Args:
+        denoiser: Whose schedule.
+        t: A timestep 0 ≤ t < T, or an integer tensor (B,).
+        x_t: The (B, …) tensor to be multiplied; gives the dtype (float32 at least) and the device.
+
+    Returns:
+        A scalar tensor, or (B, 1, …, 1).
+
+    Raises:
+        TypeError: t is not an integer.
+        ValueError: t is outside the schedule, or has the wrong number of entries.
+    """
+    alphas = denoiser.scheduler.alphas_cumprod
+    if isinstance(t, Tensor):
+        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            raise TypeError(f"t is a tensor of {t.dtype}; expected integer timesteps")
+        if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x_t))):
+            raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep, or one for each of {len(x_t)} samples")
+    elif isinstance(t, bool) or not hasattr(t, "__index__"):
+        raise TypeError(f"t is {t!r}; expected an integer timestep")
+    index = torch.as_tensor(t, device="cpu")
+    if index.numel() and (index.min() < 0 or index.max() >= len(alphas)):
+        raise ValueError(f"t is {t}; expected a timestep of the model's schedule, 0 to {len(alphas) - 1}")
+    alpha_bar = alphas.cpu()[index].to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
+    return alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)) if index.ndim else alpha_bar
+
+
+def _check_shape(denoiser: Denoiser, x_t: Tensor) -> None:
+    if tuple(x_t.shape[1:]) != tuple(denoiser.shape):
+        raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the model takes (B, {', '.join(map(str, denoiser.shape))})")
+
+
+class UNetDenoiser:
+    """x̂_0 of an unconditional diffusers U-Net, whatever it predicts.
+
+    The network runs in its own dtype; x̂_0 is put together from its output in float32 at least (float64 if x_t is),
+    because in half precision the differences that J e is made of would vanish in the sum.
+
+    Args:
+        unet: An unconditional `UNet2DModel`. It is frozen and put into evaluation mode. A head with twice the
+            channels (learned variance) is cut to its first half.
+        scheduler: The noise schedule it was trained on, with `prediction_type` "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        ValueError: Another prediction type, a class-conditional U-Net, or a head of another width.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
+        config = unet.config
+        if config.get("num_class_embeds") or config.get("class_embed_type"):
+            raise ValueError("the U-Net is class-conditional; expected an unconditional one")
+        if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+            raise ValueError(
+                f"the U-Net has {config.in_channels} input and {config.out_channels} output channels; "
+                "expected as many, or twice as many (learned variance)"
+            )
+        self.prediction_type = scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"prediction_type is {self.prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'")
+        self.unet = unet.requires_grad_(False).eval()
+        self.scheduler = scheduler
+        size = config.sample_size
+        self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        _check_shape(self, x_t)
+        alpha_bar = alpha_bar_at(self, t, x_t)
+        output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(alpha_bar.dtype)
+        x = x_t.to(alpha_bar.dtype)
+        if self.prediction_type == "epsilon":
+            x0 = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        elif self.prediction_type == "v_prediction":
+            x0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
+        else:
+            x0 = output
+        return x0.to(x_t.dtype)
+
+
+class GaussianMixtureDenoiser:
+    """The exact denoiser of data x_0 ~ Σ_k w_k N(μ_k, Σ_k): x̂_0 = E[x_0 | x_t], with J in closed form.
+
+    Given component k, x_t is Gaussian with covariance S_k = ᾱ Σ_k + (1−ᾱ) I, and E[x_0 | x_t, k] is linear in x_t;
+    the components are weighted by their posterior probabilities. J = (√ᾱ_t / (1−ᾱ_t)) Cov[x_0 | x_t] is symmetric
+    and positive semi-definite (paper, the step from Tweedie's formula).
+
+    Args:
+        means: μ_k (K, C, H, W); gives dtype and device.
+        covariances: Σ_k as (K, D, D) with D = C·H·W, as K variances (K,), or as one variance (number).
+        weights: w_k (K,), positive; normalised to sum to 1. None: equal.
+        scheduler: The noise schedule. None: `DDIMScheduler(clip_sample=False)`, linear β, 1000 timesteps.
+
+    Raises:
+        ValueError: Shapes that do not agree, covariances that are not positive semi-definite, weights not positive.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        covariances: Tensor | float = 0.0,
+        weights: Tensor | None = None,
+        scheduler: SchedulerMixin | None = None,
+    ):
+        if means.ndim < 2 or not means.is_floating_point():
+            raise ValueError(f"means has shape {tuple(means.shape)} and dtype {means.dtype}; expected floating (K, C, H, W)")
+        self.shape, self.device, self.dtype = tuple(means.shape[1:]), means.device, means.dtype
+        self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
+        self.means = means.flatten(1)
+        K, D = self.means.shape
+        covariances = torch.as_tensor(covariances, device=self.device, dtype=self.dtype)
+        if covariances.ndim == 3 and covariances.shape == (K, D, D):
+            # Σ_k = U diag(s) Uᵀ, once; S_k and its inverse then cost a rotation at every t.
+            self.spectrum, self.basis = torch.linalg.eigh(covariances)
+        elif covariances.shape in ((), (K,)):
+            self.spectrum, self.basis = covariances.expand(K).reshape(K, 1).expand(K, D), None
+        else:
+            raise ValueError(f"covariances has shape {tuple(covariances.shape)}; expected (), ({K},) or ({K}, {D}, {D})")
+        if self.spectrum.min() < -1e-9 * self.spectrum.abs().max():
+            raise ValueError(f"covariances has a negative eigenvalue ({self.spectrum.min():.3g}); expected none")
+        weights = torch.ones(K) if weights is None else weights
+        if weights.shape != (K,) or not bool((weights > 0).all()):
+            raise ValueError(f"weights is {weights}; expected {K} positive numbers")
+        self.log_weights = (weights / weights.sum()).log().to(self.means)
+
+    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        _check_shape(self, x_t)
+        probabilities, component_means, _ = self._posterior(x_t, t)
+        return torch.einsum("bk,bkd->bd", probabilities, component_means).reshape(x_t.shape)
+
+    def covariance(self, x_t: Tensor, t: int) -> Tensor:
+        """Cov[x_0 | x_t], (B, D, D): within the components plus between them."""
+        _check_shape(self, x_t)
+        probabilities, component_means, spectrum = self._posterior(x_t, t)
+        within = torch.diag_embed(spectrum[0])
+        if self.basis is not None:
+            within = self.basis @ within @ self.basis.mT
+        centred = component_means - torch.einsum("bk,bkd->bd", probabilities, component_means)[:, None]
+        between = torch.einsum("bk,bki,bkj->bij", probabilities, centred, centred)
+        return torch.einsum("bk,kij->bij", probabilities, within) + between
+
+    def jacobian(self, x_t: Tensor, t: int) -> Tensor:
+        """J = ∂x̂_0/∂x_t, (B, D, D), in closed form: (√ᾱ_t/(1−ᾱ_t)) Cov[x_0 | x_t]."""
+        alpha_bar = alpha_bar_at(self, t, x_t)
+        return alpha_bar.sqrt() / (1 - alpha_bar) * self.covariance(x_t, t)
+
+    def _posterior(self, x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p(k | x_t) (B, K), E[x_0 | x_t, k] (B, K, D), and the eigenvalues of Cov[x_0 | x_t, k] (B or 1, K, D)."""
+        alpha_bar = alpha_bar_at(self, t, x_t).reshape(-1, 1, 1)
+        centred = x_t.flatten(1)[:, None] - alpha_bar.sqrt() * self.means  # (B, K, D)
+        if self.basis is not None:
+            centred = torch.einsum("kij,bki->bkj", self.basis, centred)  # to the eigenbasis
+        total = alpha_bar * self.spectrum + (1 - alpha_bar)  # eigenvalues of S_k
+        log_likelihood = -0.5 * (centred.square() / total + total.log()).sum(-1)
+        probabilities = torch.softmax(self.log_weights + log_likelihood, dim=-1)
+        shift = alpha_bar.sqrt() * self.spectrum / total * centred
+        if self.basis is not None:
+            shift = torch.einsum("kij,bkj->bki", self.basis, shift)
+        return probabilities, self.means + shift, self.spectrum * (1 - alpha_bar) / total
+
+
+class IdealDenoiser:
+    """The exact denoiser of a finite data set: x̂_0 = E[x_0 | x_t] when x_0 is one of `data`, all equally likely.
+
+    It is what a network trained without error on exactly these images would be, with
+    J = (√ᾱ_t / (1−ᾱ_t)) Cov[x_0 | x_t]. It can only reproduce its data.
+
+    Args:
+        data: (N, C, H, W) in [-1, 1]; gives dtype and device.
+        scheduler: As for `GaussianMixtureDenoiser`.
+    """
+
+    def __init__(self, data: Tensor, scheduler: SchedulerMixin | None = None):
+        if data.ndim < 2 or len(data) == 0 or not data.is_floating_point():
+            raise ValueError(f"data has shape {tuple(data.shape)} and dtype {data.dtype}; expected floating (N, C, H, W)")
+        self.shape, self.device, self.dtype = tuple(data.shape[1:]), data.device, data.dtype
+        self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
+        self.data = data.flatten(1)
+
+    def probabilities(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """p(x_0 = data_i | x_t), (B, N)."""
+        alpha_bar = alpha_bar_at(self, t, x_t).reshape(-1, 1)
+        # −‖x_t − √ᾱ x_0‖² / (2 (1−ᾱ)) without the part that all images share.
+        fit = alpha_bar.sqrt() * (x_t.flatten(1) @ self.data.T) - alpha_bar / 2 * self.data.square().sum(1)
+        return torch.softmax(fit / (1 - alpha_bar), dim=-1)
+
+    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        _check_shape(self, x_t)
+        return (self.probabilities(x_t, t) @ self.data).reshape(x_t.shape)
+
+    def covariance(self, x_t: Tensor, t: int) -> Tensor:
+        """Cov[x_0 | x_t], (B, D, D)."""
+        _check_shape(self, x_t)
+        probabilities = self.probabilities(x_t, t)
+        weighted = probabilities.sqrt()[..., None] * (self.data - (probabilities @ self.data)[:, None])  # (B, N, D)
+        return weighted.mT @ weighted
+
+    def jacobian(self, x_t: Tensor, t: int) -> Tensor:
+        """J = ∂x̂_0/∂x_t, (B, D, D), in closed form: (√ᾱ_t/(1−ᾱ_t)) Cov[x_0 | x_t]."""
+        alpha_bar = alpha_bar_at(self, t, x_t)
+        return alpha_bar.sqrt() / (1 - alpha_bar) * self.covariance(x_t, t)
+
+
+@contextmanager
+def forward_mode(denoiser: Denoiser) -> Iterator[None]:
+    """While this lasts, `torch.func.jvp` works through the denoiser's diffusers network; afterwards all is as it was.
+
+    Two things stand in its way: fused attention has no forward-mode rule (the MATH backend has), and that of
+    `group_norm` rejects inputs that are not contiguous (a hook makes them so).
+    """
+    networks = [value for value in vars(denoiser).values() if isinstance(value, nn.Module)]
+    with ExitStack() as stack:
+        for network in networks:
+            for module in network.modules():
+                if isinstance(module, nn.GroupNorm):
+                    hook = module.register_forward_pre_hook(lambda _, inputs: tuple(x.contiguous() for x in inputs))
+                    stack.callback(hook.remove)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield

@@ -1,0 +1,112 @@
+"""Pictures of results. Every function returns a matplotlib Figure; none needs a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+# Not used here: in a notebook, its import is what makes a returned Figure show as a picture.
+import matplotlib.pyplot  # noqa: F401
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fcs_lab.sampler import Result
+
+__all__ = ["image_grid", "plot_error", "show", "trajectory"]
+
+HIDDEN = (0.93, 0.55, 0.20)
+"""The colour of what is masked."""
+
+
+def show(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
+    """Draw an image (C, H, W) in [-1, 1], the pixels under the mask (1, H, W) in orange."""
+    pixels = (image.detach().float().cpu().clamp(-1, 1) / 2 + 0.5).permute(1, 2, 0).numpy()
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
+    if mask is not None:
+        pixels[mask[0].cpu().numpy()] = HIDDEN
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def image_grid(
+    rows: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor] | None = None,
+    column_titles: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Labelled rows of images.
+
+    Args:
+        rows: Label -> images (N, C, H, W) in [-1, 1], N the same in every row.
+        masks: Label -> mask (N or 1, 1, H, W); True pixels are drawn in orange.
+        column_titles: One above each column.
+        title: Above all.
+    """
+    count = max(len(images) for images in rows.values())
+    head = 0.1 + 0.3 * (title is not None) + 0.22 * (column_titles is not None)
+    label_width = 0.3 + 0.075 * max(len(line) for label in rows for line in label.splitlines())
+    width, height = label_width + 0.75 * count + 0.1, 0.75 * len(rows) + head
+    figure = Figure(figsize=(width, height))
+    grid = figure.add_gridspec(
+        len(rows),
+        count,
+        left=label_width / width,
+        right=1 - 0.1 / width,
+        top=1 - head / height,
+        bottom=0.01,
+        wspace=0.05,
+        hspace=0.05,
+    )
+    for r, (label, images) in enumerate(rows.items()):
+        mask = (masks or {}).get(label)
+        for c, image in enumerate(images):
+            axes = figure.add_subplot(grid[r, c])
+            show(axes, image, None if mask is None else mask[c % len(mask)])
+            if r == 0 and column_titles is not None:
+                axes.set_title(column_titles[c], fontsize=8, pad=3)
+            if c == 0:
+                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+    if title is not None:
+        figure.text(0.5, 1 - 0.08 / height, title, ha="center", va="top", fontsize=10)
+    return figure
+
+
+def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: int = 0) -> Figure:
+    """‖e‖_2 of one image over the whole run, against the evaluations spent.
+
+    Args:
+        results: Label -> result.
+        axes: Draw there; None makes a figure.
+        image: Which image of the batch.
+    """
+    if axes is None:
+        axes = Figure(figsize=(6, 3.2), layout="constrained").add_subplot()
+    for label, result in results.items():
+        trace = result.trace
+        nfe = [entry.nfe for entry in trace]
+        error = torch.stack([entry.error_norm[image] for entry in trace])
+        axes.plot(nfe, error, label=label, lw=1.2)
+    axes.set(xlabel="evaluations of the denoiser", ylabel=r"error norm $\|e\|_2$", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return axes.figure
+
+
+def trajectory(results: Mapping[str, Result], image: int = 0, columns: int = 10) -> Figure:
+    """x̂_0 of one image over the timesteps, a row for each result (sampled with `trace_x0=True`).
+
+    Raises:
+        ValueError: A result was sampled without `trace_x0=True`.
+    """
+    rows, titles = {}, []
+    for label, result in results.items():
+        entries = [entry for entry in result.trace if entry.x0 is not None]
+        if not entries:
+            raise ValueError(f"the result {label!r} holds no x̂_0; sample with trace_x0=True")
+        chosen = [entries[round(i)] for i in np.linspace(0, len(entries) - 1, min(columns, len(entries)))]
+        rows[label] = torch.stack([entry.x0[image] for entry in chosen])
+        titles = [f"t = {entry.t}" for entry in chosen]
+    return image_grid(rows, column_titles=titles)

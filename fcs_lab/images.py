@@ -104,7 +104,7 @@ def to_mask(mask: MaskLike, name: str = "mask") -> Tensor:
         if mask.ndim not in (2, 3) or (mask.ndim == 3 and mask.shape[2] != 1):
             raise ValueError(f"{name} is an array of shape {mask.shape}; expected (H, W) or (H, W, 1)")
         mask = mask.reshape(mask.shape[:2])
-        values = torch.from_numpy(np.ascontiguousarray(mask))
+        values = torch.from_numpy(mask.copy())
         # White in 8 bits is 255; an 8-bit mask may also be written as 0 and 1.
         white = 255 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else 1
     elif isinstance(mask, Tensor):

@@ -134,7 +134,8 @@ def sample(
             In units of x_t: the largest change of any pixel in one update.
         direction: What moves x_t: "newton" (J e by a finite difference), "newton-jvp" (J e by forward mode),
             "gradient" (Jᵀ e), "exact" (J⁻¹ e, regularised) or "identity" (e).
-        fd_step: h of "newton", relative to ‖e‖_∞. None: the right one for the model's dtype (0.005 in float32).
+        fd_step: h of "newton", relative to ‖e‖_∞. None: the right one for the model's dtype
+            (0.05 in float32; the paper's is 0.005).
         regularization: Of "exact": ρ relative to ‖J e‖/‖e‖; see `directions.exact`.
         eta: Stochasticity of DDIM: 0 is deterministic, 1 has DDPM's variance. None: 1 where the scheduler has an η.
         scheduler: A `DDIMScheduler` or `DDPMScheduler` with the model's own ᾱ. None: the model's.
@@ -377,7 +378,7 @@ def _step_sizes(step_size: StepSize, t: int, K: int) -> list[float]:
         sizes = [step_size] * K
     else:
         raise TypeError(f"step_size is {step_size!r}; expected a number, a pair (first, last), or a function of (t, k)")
-    for size in [*sizes, *(step_size if isinstance(step_size, Sequence) else [])]:
+    for size in [*(step_size if isinstance(step_size, Sequence) else []), *sizes]:
         if not _is_number(size) or size < 0:
             raise ValueError(f"step_size gives {size!r}; expected finite numbers of at least 0")
     return [float(size) for size in sizes]

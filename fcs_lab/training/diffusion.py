@@ -139,7 +139,9 @@ def train(
             if step % save_every == 0 or step in recipe.checkpoints or step == last:
                 save()
     except KeyboardInterrupt:
-        save()  # nothing of an interrupted run is lost
+        # Nothing of an interrupted run is lost, unless it was hit in the midst of an update: then the last save stands.
+        if step and optimizer.state[parameters[0]]["step"] == step == ema.optimization_step:
+            save()
         raise
     finally:
         bar.close()

@@ -1,0 +1,62 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+import fcs_lab
+from fcs_lab.denoisers import UNetDenoiser
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    return fcs_lab.load("mnist", device="cpu")
+
+
+@pytest.fixture
+def digits():
+    return fcs_lab.load_digits(4)[0]
+
+
+@pytest.fixture
+def right_half():
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[:, 16:] = True
+    return mask
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def tiny_unet(in_channels: int = 1, out_channels: int = 1, size: int = 8, seed: int = 0) -> UNet2DModel:
+    """A U-Net with every part that the bundled one has, small enough to differentiate densely."""
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
+
+
+def tiny_denoiser(dtype: torch.dtype = torch.float64, prediction_type: str = "epsilon", **unet) -> UNetDenoiser:
+    scheduler = DDIMScheduler(prediction_type=prediction_type)
+    return UNetDenoiser(tiny_unet(**unet).to(dtype), scheduler)
+
+
+@pytest.fixture
+def mixture():
+    """Three full-rank Gaussians in 2×3 pixels, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(3, 1, 2, 3, generator=generator, dtype=torch.float64) * 0.5
+    roots = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64) * 0.2
+    covariances = roots @ roots.mT + 0.05 * torch.eye(6, dtype=torch.float64)
+    return fcs_lab.GaussianMixtureDenoiser(means, covariances, torch.tensor([0.5, 0.3, 0.2]))

@@ -1,0 +1,90 @@
+"""The project's frame: pins that agree, a lean import, a wheel that carries the model."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9][0-9A-Za-z.+!]*", line) for line in lines), "every line is a pin"
+    return {canonical(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_is_locked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {canonical(re.split(r"[<>=\[]", line)[0]) for line in wanted} <= pins().keys()
+
+
+def test_the_lock_takes_any_build_of_torch():
+    text = (ROOT / "requirements.lock").read_text()
+    assert re.search(r"^torch==[0-9.]+$", text, re.MULTILINE), "no local version such as +cpu"
+    assert "--hash" not in text
+    assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton", "torchvision", "torchaudio"))]
+
+
+def test_conda_leads_to_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-r requirements.lock", "-e ."], "pip is left nothing to choose"
+    others = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert [re.match("[a-z]+", entry)[0] for entry in others] == ["python", "pip"]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert others[0].startswith(f"python{requires}")
+
+
+def test_this_environment_is_the_locked_one():
+    differing = {name: (version(name), pin) for name, pin in pins().items() if version(name).split("+")[0] != pin}
+    assert not differing
+
+
+def test_import_brings_neither_plots_nor_widgets():
+    script = (
+        "import fcs_lab, sys; print([m for m in ('matplotlib', 'ipywidgets', 'anywidget', 'IPython') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_wheel_carries_the_model_and_not_its_checkpoints(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in (
+        "fcs_lab/weights/mnist/model_index.json",
+        "fcs_lab/weights/mnist/unet/diffusion_pytorch_model.safetensors",
+        "fcs_lab/weights/mnist/scheduler/scheduler_config.json",
+        "fcs_lab/weights/classifier/model.safetensors",
+        "fcs_lab/weights/digits.safetensors",
+        "fcs_lab/weights/checksums.json",
+        "fcs_lab/widgets/mask_painter.js",
+    ):
+        assert needed in names
+    assert not [name for name in names if "checkpoints" in name or name.startswith(("tests", "figures", "notebooks"))]
+
+
+@pytest.mark.parametrize("folder", ["fcs_lab", "figures"])
+def test_the_layers_of_the_architecture(folder):
+    """Nothing in the package reads notebooks or figures; the sampler's side knows neither plots nor widgets."""
+    for path in (ROOT / folder).rglob("*.py"):
+        source = path.read_text()
+        assert not re.search(r"^\s*(from|import) (figures|notebooks|tests)\b", source, re.MULTILINE), path
+        if folder == "fcs_lab" and path.name not in ("plots.py",) and "widgets" not in path.parts:
+            assert not re.search(r"^(from|import) (matplotlib|ipywidgets|fcs_lab\.(plots|widgets))", source, re.MULTILINE), (
+                path
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.utils import logging
 
 from fcs_lab.denoisers import UNetDenoiser
 
@@ -125,6 +126,9 @@ def _read_pipeline(source: str | Path, torch_dtype: torch.dtype) -> DiffusionPip
                     "save them as safetensors (save_pretrained with safe_serialization=True)"
                 )
             raise ValueError(f"{source} has no .safetensors weights")
+    noisy = logging.is_progress_bar_enabled()
+    if isinstance(source, Path):  # a bar is for downloads, not for two files on the disk
+        logging.disable_progress_bar()
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=torch_dtype, use_safetensors=True)
     except Exception as error:
@@ -134,3 +138,6 @@ def _read_pipeline(source: str | Path, torch_dtype: torch.dtype) -> DiffusionPip
             f"could not get {source!r} from the hub: it is misspelt, private, without safetensors weights, or the hub "
             f"cannot be reached. Without a network: {_offered()} downloaded elsewhere. ({type(error).__name__}: {error})"
         ) from error
+    finally:
+        if noisy:
+            logging.enable_progress_bar()

@@ -198,12 +198,12 @@ def _algorithm_1(
         K = len(plan.step_sizes[step])
         x_t, x0 = estimate(x_t, t, plan.needs_graph and K > 0)
         for k, step_size in enumerate(plan.step_sizes[step]):
-            x0_k, e = x0.detach(), task.error(x0.detach())  # e: where x̂_0 has to move
+            e = task.error(x0.detach())  # where x̂_0 has to move
             d = plan.direction(f, x_t, t, x0, e)  # J e ≈ (x̂_0(x_t + h' e) − x̂_0(x_t)) / h'
             size = norm_inf(d)
             moves = (norm_inf(e) > 0) & (size > 0)  # an image that fits already stays as it is
             step_length = torch.where(moves, step_size, 0.0).to(d)
-            state.trace.append(_entry(f, task, step, t, k, x0_k, e, step_length))
+            state.trace.append(_entry(f, task, step, t, k, x0.detach(), e, step_length))
             update = step_length * (d / size.where(moves, 1))  # λ_k d/‖d‖_∞
             x_t, x0 = estimate(x_t + update, t, plan.needs_graph and k + 1 < K)
         e = torch.zeros_like(x0) if task is None else task.error(x0)

@@ -47,13 +47,15 @@ def test_a_multistep_scheduler_is_replaced_and_said(tmp_path):
 
 
 def test_other_pipelines_are_refused_by_name(tmp_path):
-    from diffusers import DDIMPipeline, FlowMatchEulerDiscreteScheduler, LDMSuperResolutionPipeline, VQModel
+    from diffusers import AutoencoderKL, DDIMPipeline, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-    LDMSuperResolutionPipeline(
-        vqvae=VQModel(block_out_channels=(4,), norm_num_groups=2), unet=tiny_unet(2, 1), scheduler=DDIMScheduler()
-    ).save_pretrained(tmp_path / "ldm")
-    with pytest.raises(ValueError, match=r"LDMSuperResolutionPipeline; supported are unconditional pixel"):
-        fcs_lab.load(tmp_path / "ldm")
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=8, num_layers=1, norm_num_groups=4, sample_size=4, num_embeds_ada_norm=4
+    )
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(tmp_path / "dit")
+    with pytest.raises(ValueError, match=r"DiTPipeline; supported are unconditional pixel"):
+        fcs_lab.load(tmp_path / "dit")
     DDIMPipeline(tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "flow")
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "flow" / "scheduler")
     index = json.loads((tmp_path / "flow" / "model_index.json").read_text())

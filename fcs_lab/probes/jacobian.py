@@ -126,7 +126,7 @@ class JacobianOperator(LinearOperator):
                 with torch.enable_grad():
                     x = self.x_t.expand_as(u).clone().requires_grad_()
                     self._graph = (x, self.f(x, self.t))
-            return self.f.vjp(*self._graph, u)
+            return self.f.vjp(*self._graph, u, keep_graph=True)
 
         return self._in_batches(product, U)
 

@@ -174,7 +174,7 @@ class CostConstraint:
     """Any differentiable cost of x̂_0; e = −∂C/∂x̂_0 by automatic differentiation of the cost, never of the denoiser.
 
     Args:
-        fn: x̂_0 (B, C, H, W) -> the cost of each image (B,), or a single number if B is 1.
+        fn: x̂_0 (B, C, H, W) -> the cost of each image, (B,); or a single number, and then it is called image by image.
 
     Raises:
         TypeError: `fn` cannot be called.
@@ -194,7 +194,9 @@ class CostConstraint:
 
     def cost(self, x0: Tensor) -> Tensor:
         cost = self.fn(x0)
-        if not isinstance(cost, Tensor) or (cost.shape != (len(x0),) and (cost.ndim or len(x0) > 1)):
+        if isinstance(cost, Tensor) and cost.ndim == 0 and len(x0) > 1:
+            cost = torch.stack([self.fn(image) for image in x0.split(1)])
+        if not isinstance(cost, Tensor) or cost.numel() != len(x0) or cost.ndim > 1:
             raise ValueError(f"fn returned {_describe(cost)}; expected the costs of {len(x0)} images, shape ({len(x0)},)")
         return cost.reshape(len(x0))
 

@@ -43,10 +43,10 @@ class CountedDenoiser:
         with forward_mode(self.denoiser):
             return torch.func.jvp(lambda x: self(x, t), (x_t,), (v,))[1]
 
-    def vjp(self, x_t: Tensor, x0: Tensor, u: Tensor) -> Tensor:
-        """Jᵀ u by a backward pass through the graph that leads from x_t to x0; the graph is kept."""
+    def vjp(self, x_t: Tensor, x0: Tensor, u: Tensor, keep_graph: bool = False) -> Tensor:
+        """Jᵀ u by a backward pass through the graph that leads from x_t to x0, which is freed unless it is to be kept."""
         self.backward += len(x_t)
-        return torch.autograd.grad(x0, x_t, u, retain_graph=True)[0]
+        return torch.autograd.grad(x0, x_t, u, retain_graph=keep_graph)[0]
 
 
 def norm_inf(v: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def exact(
             return f.jvp(x.detach(), t, as_tensor(v)).flatten().double().cpu().numpy()
 
         def transposed(u: np.ndarray, x: Tensor = x, y: Tensor = y) -> np.ndarray:
-            return f.vjp(x, y, as_tensor(u)).flatten().double().cpu().numpy()
+            return f.vjp(x, y, as_tensor(u), keep_graph=True).flatten().double().cpu().numpy()
 
         J = LinearOperator((x.numel(), x.numel()), matvec=forward, rmatvec=transposed, dtype=np.float64)
         target = e[i].flatten().double().cpu().numpy()

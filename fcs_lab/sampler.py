@@ -198,12 +198,14 @@ def _algorithm_1(
         K = len(plan.step_sizes[step])
         x_t, x0 = estimate(x_t, t, plan.needs_graph and K > 0)
         for k, step_size in enumerate(plan.step_sizes[step]):
-            x0_k, e = x0.detach(), task.error(x0.detach())  # e: where x̂_0 has to move
+            e = task.error(x0.detach())  # where x̂_0 has to move
             d = plan.direction(f, x_t, t, x0, e)  # J e ≈ (x̂_0(x_t + h' e) − x̂_0(x_t)) / h'
-            moves = (norm_inf(e) > 0) & (norm_inf(d) > 0)  # an image that fits already stays as it is
-            update = torch.where(moves, step_size * d / norm_inf(d).where(moves, 1), 0)
-            state.trace.append(_entry(f, task, step, t, k, x0_k, e, norm_inf(update)))
-            x_t, x0 = estimate(x_t + update, t, plan.needs_graph and k + 1 < K)  # x_t ← x_t + λ_k d/‖d‖_∞
+            size = norm_inf(d)
+            moves = (norm_inf(e) > 0) & (size > 0)  # an image that fits already stays as it is
+            step_length = torch.where(moves, step_size, 0.0).to(d)
+            state.trace.append(_entry(f, task, step, t, k, x0.detach(), e, step_length))
+            update = step_length * (d / size.where(moves, 1))  # λ_k d/‖d‖_∞
+            x_t, x0 = estimate(x_t + update, t, plan.needs_graph and k + 1 < K)
         e = torch.zeros_like(x0) if task is None else task.error(x0)
         state.trace.append(_entry(f, task, step, t, K, x0, e, torch.zeros(len(x0)), keep_x0=trace_x0))
         x_t = plan.scheduler.step(x0, t, x_t, **plan.step_options).prev_sample

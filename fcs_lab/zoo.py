@@ -107,10 +107,8 @@ def verify(folder: Path) -> None:
 
 
 def _offered() -> str:
-    return (
-        f"bundled, usable without a network: {', '.join(map(repr, BUNDLED))}; otherwise give a folder in diffusers' "
-        "layout, or a hub id 'owner/name' (checked letter by letter)"
-    )
+    bundled = ", ".join(map(repr, BUNDLED))
+    return f"expected a bundled model ({bundled}), a folder in diffusers' layout, or a hub id 'owner/name'"
 
 
 def _read_pipeline(source: str | Path, torch_dtype: torch.dtype) -> DiffusionPipeline:
@@ -135,8 +133,9 @@ def _read_pipeline(source: str | Path, torch_dtype: torch.dtype) -> DiffusionPip
         if isinstance(source, Path):
             raise ValueError(f"{source} cannot be read, a file in it may be damaged or truncated: {error}") from error
         raise OSError(
-            f"could not get {source!r} from the hub: it is misspelt, private, without safetensors weights, or the hub "
-            f"cannot be reached. Without a network: {_offered()} downloaded elsewhere. ({type(error).__name__}: {error})"
+            f"could not get {source!r} from the hub: it is misspelt, gated, without safetensors weights, or the hub cannot "
+            f"be reached. Without a network, use a bundled model ({', '.join(map(repr, BUNDLED))}), or fetch it where there "
+            f"is one (hf download {source} --local-dir FOLDER) and load the folder. ({type(error).__name__}: {error})"
         ) from error
     finally:
         if noisy:

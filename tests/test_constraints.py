@@ -73,6 +73,14 @@ def test_one_mask_for_each_image():
     assert torch.equal(e == 0, masks)
 
 
+def test_a_cost_that_is_one_number_is_taken_image_by_image():
+    """The square of a sum does not separate over a batch: the images must not see each other."""
+    x0 = random(3, 1, 8, 8)
+    single = fcs_lab.CostConstraint(lambda x: x.sum().square())
+    assert torch.allclose(single.cost(x0), x0.flatten(1).sum(1).square())
+    assert torch.allclose(single.error(x0), -2 * x0.flatten(1).sum(1).reshape(3, 1, 1, 1).expand_as(x0))
+
+
 HALF = np.zeros((8, 8), dtype=bool)
 HALF[:, 4:] = True
 
@@ -92,7 +100,7 @@ HALF[:, 4:] = True
         (lambda: fcs_lab.LinearConstraint(lambda x: x, lambda y: 2 * y, random(1, 1, 8, 8)), "not the transpose"),
         (lambda: fcs_lab.LinearConstraint(lambda x: x[..., :4], lambda y: y, random(1, 1, 8, 8)), "A yields shape"),
         (lambda: fcs_lab.LinearConstraint(lambda x: x, lambda y: y, random(1, 4) / 0), "y has NaN or infinite"),
-        (lambda: fcs_lab.CostConstraint(lambda x: x.sum()).error(random(2, 1, 8, 8)), "costs of 2 images"),
+        (lambda: fcs_lab.CostConstraint(lambda x: x.sum(1)).error(random(2, 1, 8, 8)), "costs of 2 images"),
         (lambda: fcs_lab.CostConstraint(lambda x: x.detach().flatten(1).sum(1)).error(random(2, 1, 8, 8)), "differentiably"),
     ],
 )

@@ -1,0 +1,78 @@
+"""Figures and tables: they can be made again, say how they were made, and are those of the bundled model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fcs_lab.zoo import WEIGHTS
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "figures" / "output"
+FIGURES = sorted((ROOT / "figures").glob("fig*.py"))
+TABLES = sorted((ROOT / "figures").glob("tab*.py"))
+
+
+def script(path: Path, monkeypatch, **settings):
+    """The script as a module, its settings made small."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, value in settings.items():
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("sys.argv", [str(path)])
+    return module
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_a_figure_twice_gives_the_same_numbers(path, tmp_path, monkeypatch):
+    module = script(path, monkeypatch, DIGITS=2, DIGIT=0, STEPS=3, INNER=2)
+    records = []
+    for run in ("first", "second"):
+        module.main(tmp_path / run)
+        (written,) = (tmp_path / run).glob("*.json")
+        records.append(json.loads(written.read_text()))
+        assert (tmp_path / run / f"{path.stem}.pdf").read_bytes().startswith(b"%PDF")
+        assert Image.open(tmp_path / run / f"{path.stem}.png").text["Description"].startswith(f"python figures/{path.name}")
+    first, second = records
+    assert first.pop("timings") and second.pop("timings")
+    assert first == second
+    assert first["command"] == f"python figures/{path.name}"
+    assert {"model", "seed", "settings", "numbers", "versions"} <= first.keys()
+
+
+def test_the_half_image_table(tmp_path, monkeypatch):
+    module = script(ROOT / "figures" / "tab01_half_image.py", monkeypatch, DIGITS=4, STEPS=4, INNER=2)
+    module.main(tmp_path)
+    numbers = json.loads((tmp_path / "tab01_half_image.json").read_text())["numbers"]
+    assert numbers["accuracy_on_truth"] == 1
+    for hidden in ("right half", "top half"):
+        assert numbers[hidden]["newton"]["nfe"] == 4 * 5
+        assert numbers[hidden]["gradient"]["n_backward"] == 4 * 2
+        assert numbers[hidden]["newton"]["mse_known"] < numbers[hidden]["unconditional"]["mse_known"] / 4
+    assert (tmp_path / "tab01_half_image.md").read_text().count("\n| ") >= 8
+
+
+def test_the_benchmark_measures_ratios(tmp_path, monkeypatch):
+    module = script(ROOT / "figures" / "tab02_speed.py", monkeypatch, STEPS=1, INNER=2, BATCHES=(1,))
+    module.main(tmp_path, repeats=2)
+    timings = json.loads((tmp_path / "tab02_speed.json").read_text())["timings"]["batch 1"]
+    assert all(ratio > 0 for ratio in timings["wall time"].values())
+    assert timings["peak MiB above the model"]["gradient"] > 0
+
+
+@pytest.mark.parametrize("path", FIGURES + TABLES, ids=lambda path: path.stem)
+def test_what_is_committed_was_made_with_these_weights(path):
+    record = json.loads((OUTPUT / path.stem).with_suffix(".json").read_text())
+    sums = json.loads((WEIGHTS / "checksums.json").read_text())[record["model"]["name"]]
+    assert record["model"]["sha256"] == {Path(name).name: s for name, s in sums.items() if name.endswith(".safetensors")}
+    assert record["command"] == f"python figures/{path.name}"
+    if path in FIGURES:
+        assert (OUTPUT / path.stem).with_suffix(".png").exists() and (OUTPUT / path.stem).with_suffix(".pdf").exists()
+
+
+def test_the_readme_quotes_the_table_as_it_is():
+    assert (OUTPUT / "tab01_half_image.md").read_text().strip() in (ROOT / "README.md").read_text()

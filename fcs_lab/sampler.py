@@ -135,7 +135,7 @@ def sample(
         direction: What moves x_t: "newton" (J e by a finite difference), "newton-jvp" (J e by forward mode),
             "gradient" (Jᵀ e), "exact" (J⁻¹ e, regularised) or "identity" (e).
         fd_step: h of "newton", relative to ‖e‖_∞. None: the right one for the model's dtype
-            (0.05 in float32; the paper's is 0.005).
+            (0.2 in float32; the paper's is 0.005).
         regularization: Of "exact": ρ relative to ‖J e‖/‖e‖; see `directions.exact`.
         eta: Stochasticity of DDIM: 0 is deterministic, 1 has DDPM's variance. None: 1 where the scheduler has an η.
         scheduler: A `DDIMScheduler` or `DDPMScheduler` with the model's own ᾱ. None: the model's.

@@ -48,7 +48,7 @@ def test_the_half_image_table(tmp_path, monkeypatch):
     module = script(ROOT / "figures" / "tab01_half_image.py", monkeypatch, DIGITS=4, STEPS=4, INNER=2)
     module.main(tmp_path)
     numbers = json.loads((tmp_path / "tab01_half_image.json").read_text())["numbers"]
-    assert numbers["accuracy_on_truth"] == 1
+    assert numbers["accuracy_on_truth"] == 1  # of the first four digits
     for hidden in ("right half", "top half"):
         assert numbers[hidden]["newton"]["nfe"] == 4 * 5
         assert numbers[hidden]["gradient"]["n_backward"] == 4 * 2

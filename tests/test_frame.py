@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,3 +89,10 @@ def test_the_layers_of_the_architecture(folder):
             assert not re.search(r"^(from|import) (matplotlib|ipywidgets|fcs_lab\.(plots|widgets))", source, re.MULTILINE), (
                 path
             )
+
+
+def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert Image.open("completed.png").size == (32, 32)

@@ -6,6 +6,7 @@ was interrupted and resumed takes the very steps that an uninterrupted one takes
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def train(
         if step in recipe.checkpoints:
             kept = out / "checkpoints" / f"step-{step:05d}"
             pipeline.save_pretrained(kept)
-            UNet2DModel.from_pretrained(out / "model" / "unet").half().save_pretrained(kept / "unet")
+            copy.deepcopy(unet).half().save_pretrained(kept / "unet")
         _write_samples(unet, scheduler, out / "samples" / f"step-{step:05d}.png")
         ema.restore(parameters)
 

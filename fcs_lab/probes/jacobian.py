@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from fcs_lab.denoisers import Denoiser, alpha_bar_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
 
-__all__ = ["ACCURATE_FD_STEP", "JacobianOperator", "check_point"]
+__all__ = ["ACCURATE_FD_STEP", "JacobianOperator", "check_direction", "check_point", "check_vector"]
 
 # Where a single product is most accurate. In float32 the sampler takes a larger step, to be independent of batch sizes.
 ACCURATE_FD_STEP = FD_STEP | {torch.float32: 0.005}
@@ -159,3 +159,31 @@ def check_point(denoiser: Denoiser, x_t: Tensor, t: int) -> Tensor:
         raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep")
     alpha_bar_at(denoiser, t, x_t)
     return x_t.detach().to(torch.promote_types(denoiser.dtype, torch.float32))
+
+
+def check_vector(name: str, v: Tensor, x_t: Tensor) -> Tensor:
+    """v, checked to be finite and of x_t's shape, on its device and in its dtype.
+
+    Raises:
+        TypeError: v is not a floating-point tensor.
+        ValueError: It has another shape, or NaN or infinite values.
+    """
+    if not isinstance(v, Tensor) or not v.is_floating_point():
+        raise TypeError(f"{name} is {v.dtype if isinstance(v, Tensor) else v!r}; expected a floating-point tensor")
+    if v.shape != x_t.shape:
+        raise ValueError(f"{name} has shape {tuple(v.shape)}; expected x_t's, {tuple(x_t.shape)}")
+    if not bool(v.isfinite().all()):
+        raise ValueError(f"{name} has NaN or infinite values; expected finite ones")
+    return v.detach().to(x_t)
+
+
+def check_direction(name: str, v: Tensor, x_t: Tensor) -> Tensor:
+    """`check_vector`, and v is not zero.
+
+    Raises:
+        TypeError, ValueError: As there; or v is zero.
+    """
+    v = check_vector(name, v, x_t)
+    if not bool(v.any()):
+        raise ValueError(f"{name} is zero everywhere; expected a direction")
+    return v

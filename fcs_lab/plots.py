@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from fcs_lab.sampler import Result
 
-__all__ = ["image_grid", "plot_error", "show", "trajectory"]
+__all__ = ["direction_grid", "image_grid", "plot_error", "show", "trajectory"]
 
 HIDDEN = (0.93, 0.55, 0.20)
 """The colour of what is masked."""
@@ -75,6 +76,66 @@ def image_grid(
         for c, image in enumerate(images):
             axes = figure.add_subplot(grid[r, c])
             show(axes, image, None if mask is None else mask[c % len(mask)])
+            if r == 0 and column_titles is not None:
+                axes.set_title(column_titles[c], fontsize=8, pad=3)
+            if c == 0:
+                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+    if title is not None:
+        figure.text(0.5, 1 - 0.08 / height, title, ha="center", va="top", fontsize=10)
+    return figure
+
+
+def direction_grid(
+    rows: Mapping[str, Tensor],
+    *,
+    images: Sequence[str] = (),
+    pixels: Sequence[tuple[int, int] | None] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    column_titles: Sequence[str] | None = None,
+    title: str | None = None,
+    size: float = 1.15,
+) -> Figure:
+    """Labelled rows of directions: red is positive, blue negative, white zero; each panel has a scale of its own.
+
+    The colours saturate at half of a panel's largest magnitude, since one pixel often has several times the others'.
+
+    Args:
+        rows: Label -> (N, C, H, W), N the same in every row; channels are averaged.
+        images: Labels of rows that are images in [-1, 1] instead, drawn in grey.
+        pixels: (row, column) to be framed in each column, or None.
+        captions: Label -> N texts, one under each panel. Without one, a direction's has its scale ‖·‖_∞.
+        column_titles: One above each column.
+        title: Above all.
+        size: Of a panel, in inches.
+    """
+    count = max(len(row) for row in rows.values())
+    head = 0.12 + 0.26 * (title is not None) + 0.24 * (column_titles is not None)
+    under = 0.2
+    label_width = 0.25 + 0.075 * max(len(line) for label in rows for line in label.splitlines())
+    width, height = label_width + (size + 0.08) * count, head + (size + under) * len(rows)
+    figure = Figure(figsize=(width, height))
+    for r, (label, row) in enumerate(rows.items()):
+        for c, values in enumerate(row):
+            left = (label_width + (size + 0.08) * c) / width
+            bottom = 1 - (head + (size + under) * r + size) / height
+            axes = figure.add_axes((left, bottom, size / width, size / height))
+            if label in images:
+                show(axes, values)
+                caption = ""
+            else:
+                plane = values.detach().float().cpu().mean(0).numpy()
+                limit = float(np.abs(plane).max())
+                scale = limit / 2 or 1
+                axes.imshow(plane, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_color("0.75")
+                caption = f"±{limit:.2g}"
+            if pixels is not None and pixels[c] is not None:
+                y, x = pixels[c]
+                axes.add_patch(Rectangle((x - 1, y - 1), 2, 2, fill=False, ec=HIDDEN if label in images else "k", lw=1))
+            if captions and label in captions:
+                caption = captions[label][c]
+            axes.set_xlabel(caption, fontsize=7, labelpad=2)
             if r == 0 and column_titles is not None:
                 axes.set_title(column_titles[c], fontsize=8, pad=3)
             if c == 0:

@@ -1,0 +1,482 @@
+"""Is x̂_0(·, t) locally invertible at x_t? What Newton's J⁻¹ e assumes (paper, the step from Jᵀ e to J e), put to the test.
+
+The ball test solves x̂_0(x_t + δ) = x̂_0(x_t) + r g for growing radii r and unit directions g, by Newton's method whose
+linear systems SciPy's GMRES solves with finite differences: forward evaluations only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.sparse import eye_array
+from scipy.sparse.linalg import aslinearoperator, gmres
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.directions import CountedDenoiser, newton, norm_inf
+from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, JacobianOperator, check_direction, check_point, check_vector
+
+__all__ = [
+    "Invertibility",
+    "LinearReach",
+    "Reach",
+    "Solve",
+    "find_displacement",
+    "measure_invertibility",
+    "measure_linear_reach",
+]
+
+RADII = tuple(4.0**k for k in range(-5, 3))
+"""Radii r of the ball test, in ‖·‖_2 of x̂_0: a pixel from black to white is 2. Below float64 it starts at 1/16."""
+
+# A residual of this share of r is a solution; less would drown in the rounding of x̂_0.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 0.01, torch.float16: 0.1, torch.bfloat16: 0.1}
+
+SMALL = 256
+"""Up to this many pixels a float64 model's dense J is computed without being asked for."""
+
+STATIONARY = 0.05
+"""The `removable` share of a residual below which the solver is said to stand at its minimum."""
+
+
+@dataclass(frozen=True)
+class Solve:
+    """One attempt at x̂_0(x_t + δ) = x̂_0(x_t) + move, from several starts; the best of them."""
+
+    outcome: Literal["solved", "no solution", "not converged"]
+    """"solved": from one start at least. "no solution": every start ended where the residual has a minimum that is not
+    zero. "not converged": some start ended, out of iterations or of progress, where the residual could still fall (or
+    where this cannot be told, because the denoiser is not differentiable)."""
+    residual: float
+    """‖x̂_0(x_t + δ) − x̂_0(x_t) − move‖ / ‖move‖."""
+    removable: float
+    """Share of that residual which a step of length ‖δ‖ = √D (the length of the noise) could take off, to first order:
+    √D ‖Jᵀρ‖/‖ρ‖². Below 0.05 the residual ρ is at a minimum. 0 if solved, NaN if it cannot be told."""
+    delta: Tensor = field(repr=False)
+    """δ, (1, C, H, W)."""
+    stretch: float
+    """‖Δx̂_0‖/‖Δx_t‖ from x_t to x_t + δ; NaN if δ = 0."""
+    disagreement: float
+    """Largest ‖δ_i − δ_j‖ among the starts that were solved, relative to the largest ‖δ_i‖; NaN if fewer than two were.
+    Near 0: one solution. Near 1: x̂_0 does not tell apart points as far from each other as from x_t."""
+    nfe: int
+    """Forward evaluations."""
+    n_backward: int
+    """Backward passes, all of them for `removable`."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The ball test in one direction g."""
+
+    radius: float
+    """Largest r that was solved; 0 if none was."""
+    no_solution_at: float
+    """Smallest r found to have no solution; infinite if there was none. The ball ends between the two."""
+    limited: bool
+    """The largest r asked for was solved: `radius` is where the search ended, not where the ball does."""
+    solves: dict[float, Solve] = field(repr=False)
+    """Every r that was tried, in the order of the trials."""
+
+
+@dataclass(frozen=True)
+class LinearReach:
+    """How far the paper's step, along d = J e, may go before x̂_0 is not where J says."""
+
+    step_size: float
+    """λ = ‖Δx_t‖_∞ at which the linear prediction is off by `error`; the search limit if it never is, 0 if it is at once,
+    NaN if J e = 0: then there is no step."""
+    moved: float
+    """‖λ J d‖_2, the move of x̂_0 predicted there; compare with ‖e‖_2."""
+    limited: bool
+    """The prediction held as far as the search went."""
+    step_sizes: np.ndarray = field(repr=False)
+    """λ of the curve."""
+    errors: np.ndarray = field(repr=False)
+    """‖x̂_0(x_t + λ d) − x̂_0(x_t) − λ J d‖ / ‖λ J d‖ of the curve, with ‖d‖_∞ = 1."""
+    nfe: int
+    """Forward evaluations."""
+
+
+@dataclass(frozen=True)
+class Invertibility:
+    """What `measure_invertibility` returns. `print` shows it as a table."""
+
+    radius: float
+    """ε: the least of the directions' radii, in ‖·‖_2 of x̂_0. An estimate: directions that were not tried may do worse, and
+    where the next r ended "not converged", a better solver might get further."""
+    limited: bool
+    """No direction failed up to the largest r asked for."""
+    directions: dict[str, Reach]
+    """The ball test in each: "e", "random 1", …, "+leading 1", "−leading 1", … and "+trailing 1", … (left singular
+    vectors of J, whose sign means nothing: so both)."""
+    stretch: tuple[float, float]
+    """Least and greatest ‖Δx̂_0‖/‖Δx_t‖ over all solutions; NaN without any."""
+    singular_values: np.ndarray | None = field(repr=False)
+    """Of J at x_t, largest first (D,); None without a dense float64 J."""
+    condition_number: float | None
+    """Largest over smallest singular value, infinite if that is 0 to rounding; None without a dense float64 J."""
+    linear: LinearReach | None = field(repr=False)
+    """Of e; None without e."""
+    nfe: int
+    """Forward evaluations of the ball test and of `linear`."""
+    n_backward: int
+    """Backward passes, to tell "no solution" from "not converged"; those of a dense J are not among them."""
+
+    def __str__(self) -> str:
+        lines = [f"{'direction':12s} {'radius':>9s} {'no solution at':>14s} {'‖δ‖':>9s} {'disagreement':>12s}  next r was"]
+        for name, reach in self.directions.items():
+            solve = reach.solves.get(reach.radius)
+            length, disagreement = (solve.delta.norm().item(), solve.disagreement) if solve else (math.nan, math.nan)
+            failed = {r: one.outcome for r, one in reach.solves.items() if one.outcome != "solved"}
+            lines.append(
+                f"{name:12s} {reach.radius:9.4g} {reach.no_solution_at:14.4g} {length:9.4g} {disagreement:12.1e}  "
+                + (f"{failed[min(failed)]} (r = {min(failed):.4g})" if failed else "not tried: the search limit")
+            )
+        if self.condition_number is not None:
+            lines.append(f"condition number of J {self.condition_number:.3g}, smallest σ {self.singular_values[-1]:.3g}")
+        lines.append(
+            f"ε {'≥' if self.limited else '≈'} {self.radius:.4g}; stretch {self.stretch[0]:.3g} to {self.stretch[1]:.3g}"
+        )
+        return "\n".join(lines)
+
+
+def measure_invertibility(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    e: Tensor | None = None,
+    *,
+    J: np.ndarray | None = None,
+    n_random: int = 2,
+    n_singular: int = 1,
+    radii: Sequence[float] | None = None,
+    bisections: int = 4,
+    starts: int = 2,
+    tolerance: float | None = None,
+    max_iterations: int = 20,
+    max_krylov: int = 40,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Invertibility:
+    """On how large a ball around x̂_0(x_t) can x̂_0(·, t) be inverted?
+
+    In each direction g the radius r grows until x̂_0(x_t + δ) = x̂_0(x_t) + r g is not solved any more, each solution being
+    the start of the next; then the last step is bisected. See `find_displacement` for a single solve.
+
+    Args:
+        denoiser: The model; in float64, if small radii are to be told from rounding.
+        x_t: The point (1, C, H, W).
+        t: The timestep.
+        e: The task's error direction (1, C, H, W), of any length.
+        J: The dense Jacobian there, (D, D) in float64, from `JacobianOperator(denoiser, x_t, t).dense()`: gives singular
+            values and the directions that belong to them, and preconditions the solves. None: computed, if the model is
+            in float64 and has at most 256 pixels; else done without.
+        n_random: How many random directions.
+        n_singular: How many leading, and as many trailing, left singular vectors of J, each in both signs.
+        radii: r to try, increasing; the last one is the search limit. None: 4⁻⁵ to 16 by factors of 4, in float64; from
+            1/16, in lower precision.
+        bisections: Halvings (in log r) of the interval between the last r that was solved and the next.
+        starts: Starts of each solve; two or more tell whether the solution is the only one.
+        tolerance, max_iterations, max_krylov: Of each solve; see `find_displacement`.
+        generator: Draws random directions and starts. None: a fresh one with seed 0.
+        progress: Show a progress bar over the directions.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
+            any work is done.
+    """
+    x_t = check_point(denoiser, x_t, t)
+    if radii is None:
+        radii = [r for r in RADII if denoiser.dtype == torch.float64 or r >= 1 / 16]
+    radii = [float(r) for r in radii]
+    if not radii or not all(0 < a < b < math.inf for a, b in zip([radii[0] / 2, *radii], radii, strict=False)):
+        raise ValueError(f"radii is {radii!r}; expected positive, increasing numbers")
+    for name, count in (("n_random", n_random), ("n_singular", n_singular), ("bisections", bisections)):
+        _check_count(name, count, 0)
+    _check_solver(starts, tolerance, max_iterations, max_krylov)
+    if e is not None:
+        e = check_direction("e", e, x_t)
+    D = x_t.numel()
+    if J is not None and (not isinstance(J, np.ndarray) or J.shape != (D, D) or J.dtype != np.float64):
+        found = f"an array of shape {J.shape}, {J.dtype}" if isinstance(J, np.ndarray) else repr(J)
+        raise ValueError(f"J is {found}; expected the dense Jacobian ({D}, {D}) in float64")
+    if J is None and denoiser.dtype == torch.float64 and D <= SMALL:
+        differentiable = denoiser(x_t.clone().requires_grad_(), t).requires_grad
+        J = JacobianOperator(denoiser, x_t, t, "jvp" if differentiable else "fd").dense(progress=False)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+    # Unit directions g.
+    units = {} if e is None else {"e": e}
+    units |= {f"random {i + 1}": torch.randn(x_t.shape, generator=generator).to(x_t) for i in range(n_random)}
+    inverse = singular_values = condition = None
+    if J is not None:
+        U, singular_values, Vt = np.linalg.svd(J)
+        rounding = singular_values[0] * D * np.finfo(J.dtype).eps
+        condition = singular_values[0] / singular_values[-1] if singular_values[-1] > rounding else math.inf
+        kept = singular_values > rounding
+        inverse = (Vt[kept].T / singular_values[kept]) @ U[:, kept].T
+        for name, columns in (("leading", range(D)), ("trailing", range(D - 1, -1, -1))):
+            for i, column in enumerate(columns[:n_singular]):
+                g = _image(U[:, column], x_t)
+                units |= {f"+{name} {i + 1}": g, f"−{name} {i + 1}": -g}
+
+    def reach(g: Tensor) -> Reach:
+        solves: dict[float, Solve] = {}
+
+        def solved(r: float, below: float) -> bool:
+            guess = solves[below].delta * (r / below) if below else None
+            solves[r] = find_displacement(
+                denoiser, x_t, t, r * g, guess=guess, inverse=inverse, starts=starts, tolerance=tolerance,
+                max_iterations=max_iterations, max_krylov=max_krylov, generator=generator,
+            )  # fmt: skip
+            return solves[r].outcome == "solved"
+
+        low, high = 0.0, math.inf
+        for r in radii:
+            if not solved(r, low):
+                high = r
+                break
+            low = r
+        for _ in range(bisections if low and high < math.inf else 0):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if solved(middle, low) else (low, middle)
+        without = [r for r, solve in solves.items() if solve.outcome == "no solution"]
+        return Reach(low, min(without, default=math.inf), high == math.inf, solves)
+
+    bar = tqdm(units.items(), desc="ball test", disable=not progress)
+    directions = {name: reach(g / g.norm()) for name, g in bar}
+    linear = None if e is None else measure_linear_reach(denoiser, x_t, t, e)
+    solves = [solve for one in directions.values() for solve in one.solves.values()]
+    stretches = [solve.stretch for solve in solves if solve.outcome == "solved"]
+    return Invertibility(
+        radius=min((one.radius for one in directions.values()), default=math.nan),
+        limited=all(one.limited for one in directions.values()),
+        directions=directions,
+        stretch=(min(stretches, default=math.nan), max(stretches, default=math.nan)),
+        singular_values=singular_values,
+        condition_number=None if condition is None else float(condition),
+        linear=linear,
+        nfe=sum(solve.nfe for solve in solves) + (0 if linear is None else linear.nfe),
+        n_backward=sum(solve.n_backward for solve in solves),
+    )
+
+
+def find_displacement(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    move: Tensor,
+    *,
+    guess: Tensor | None = None,
+    inverse: np.ndarray | None = None,
+    starts: int = 2,
+    tolerance: float | None = None,
+    max_iterations: int = 20,
+    max_krylov: int = 40,
+    generator: torch.Generator | None = None,
+) -> Solve:
+    """δ with x̂_0(x_t + δ) = x̂_0(x_t) + move, by an inexact Newton method: the equation that δ = J⁻¹ e solves to first order.
+
+    Each iteration solves J s = ρ for the residual ρ by GMRES (to a tenth; products of J by finite differences with the
+    step that the dtype needs, SciPy's own would be noise in float32), and halves s until ‖ρ‖ falls. Where no start is
+    solved, a backward pass tells a minimum of ‖ρ‖ (Jᵀρ = 0, "no solution") from a solver that gave up ("not converged").
+    That is evidence from where the starts led, not a proof.
+
+    Args:
+        denoiser: The model.
+        x_t: The point (1, C, H, W).
+        t: The timestep.
+        move: How x̂_0 is to change (1, C, H, W); not zero.
+        guess: Where the first start begins, as a δ; None: 0. The others begin at random displacements from it, as long as
+            it (as `move`, if it is 0).
+        inverse: An approximate J⁻¹ (D, D), which preconditions GMRES; None: none.
+        starts: How many starts.
+        tolerance: A residual of this share of ‖move‖_2 is a solution. None: 0.001 in float64, 0.01 in float32, 0.1 below.
+        max_iterations: Newton iterations of a start.
+        max_krylov: Krylov vectors, that is evaluations, of an iteration.
+        generator: Draws the starts. None: a fresh one with seed 0.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
+            any work is done.
+    """
+    x_t = check_point(denoiser, x_t, t)
+    move = check_direction("move", move, x_t)
+    guess = torch.zeros_like(x_t) if guess is None else check_vector("guess", guess, x_t)
+    D = x_t.numel()
+    if inverse is not None and np.shape(inverse) != (D, D):
+        raise ValueError(f"inverse has shape {np.shape(inverse)}; expected ({D}, {D})")
+    _check_solver(starts, tolerance, max_iterations, max_krylov)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+
+    accepted = (TOLERANCE[denoiser.dtype] if tolerance is None else tolerance) * move.norm().item()
+    f = CountedDenoiser(denoiser)
+    with torch.no_grad():
+        target = f(x_t, t) + move
+    length = guess.norm() if bool(guess.any()) else move.norm()
+    ends = []
+    for i in range(starts):
+        noise = torch.randn(x_t.shape, generator=generator).to(x_t)
+        start = guess + (i > 0) * length * noise / noise.norm()
+        ends.append(_newton_krylov(denoiser, x_t, t, target, start, inverse, accepted, max_iterations, max_krylov))
+    best = min(ends, key=lambda end: end.residual if math.isfinite(end.residual) else math.inf)
+    solved = [end.delta for end in ends if end.solved]
+    nowhere_to_go = all(end.removable < STATIONARY for end in ends)
+    outcome = "solved" if solved else "no solution" if nowhere_to_go else "not converged"
+    distances = [(a - b).norm().item() for k, a in enumerate(solved) for b in solved[:k]]
+    length = best.delta.norm().item()
+    with torch.no_grad():
+        moved = (f(x_t + best.delta, t) - target + move).norm().item()
+    return Solve(
+        outcome=outcome,
+        residual=best.residual / move.norm().item(),
+        removable=best.removable,
+        delta=best.delta,
+        stretch=moved / length if length else math.nan,
+        disagreement=max(distances) / max(delta.norm().item() for delta in solved) if distances else math.nan,
+        nfe=f.forward + sum(end.nfe for end in ends),
+        n_backward=sum(end.n_backward for end in ends),
+    )
+
+
+def measure_linear_reach(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    e: Tensor,
+    *,
+    error: float = 0.1,
+    step_sizes: Sequence[float] = tuple(np.geomspace(0.01, 10, 25).tolist()),
+) -> LinearReach:
+    """How far may x_t go along d = J e before x̂_0 is off the linear prediction x̂_0 + λ J d by 10 %?
+
+    Args:
+        denoiser: The model.
+        x_t: The point (1, C, H, W).
+        t: The timestep.
+        e: The task's error direction (1, C, H, W), of any length.
+        error: The relative error that ends the search.
+        step_sizes: λ to try, increasing, in units of ‖Δx_t‖_∞ as in Algorithm 1; evaluated in one batch. Where the error
+            is first passed, λ is refined to 1 %.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
+            any work is done.
+    """
+    x_t = check_point(denoiser, x_t, t)
+    e = check_direction("e", e, x_t)
+    if not error > 0:
+        raise ValueError(f"error is {error!r}; expected a positive number")
+    if not len(step_sizes) or not all(0 < a < b for a, b in zip([step_sizes[0] / 2, *step_sizes], step_sizes, strict=False)):
+        raise ValueError(f"step_sizes is {step_sizes!r}; expected positive, increasing numbers")
+    f, fd_step = CountedDenoiser(denoiser), ACCURATE_FD_STEP[denoiser.dtype]
+    with torch.no_grad():
+        x0 = f(x_t, t)
+        d = newton(f, x_t, t, x0, e, fd_step=fd_step)
+        if not bool(d.any()):  # no step to measure
+            return LinearReach(math.nan, 0.0, False, np.asarray(step_sizes), np.full(len(step_sizes), math.nan), f.forward)
+        d = d / norm_inf(d)
+        Jd = newton(f, x_t, t, x0, d, fd_step=fd_step)
+
+        def errors(sizes: Sequence[float]) -> np.ndarray:
+            size = torch.tensor(sizes).to(x_t).reshape(-1, 1, 1, 1)
+            off = f(x_t + size * d, t) - x0 - size * Jd
+            return (off.flatten(1).norm(dim=1) / (size.flatten() * Jd.norm())).double().cpu().numpy()
+
+        curve = errors(step_sizes)
+        beyond = np.flatnonzero(~(curve <= error))
+        if not len(beyond):
+            reach = step_sizes[-1]
+        elif beyond[0] == 0:
+            reach = 0.0
+        else:
+            bracket = step_sizes[beyond[0] - 1], step_sizes[beyond[0]]
+            reach = brentq(lambda size: errors([size])[0] - error, *bracket, rtol=0.01)
+    return LinearReach(float(reach), reach * Jd.norm().item(), not len(beyond), np.asarray(step_sizes), curve, f.forward)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where one start of the solver ended."""
+
+    delta: Tensor
+    residual: float
+    solved: bool
+    removable: float
+    nfe: int
+    n_backward: int
+
+
+def _newton_krylov(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    t: int,
+    target: Tensor,
+    delta: Tensor,
+    inverse: np.ndarray | None,
+    tolerance: float,
+    max_iterations: int,
+    max_krylov: int,
+) -> _End:
+    """Newton's method from one start, until ‖x̂_0(x_t + δ) − target‖ ≤ tolerance or it gets no further."""
+    # What to try in turn when progress ends: far from x_t its J is no preconditioner any more, and where J is nearly
+    # singular the later Krylov vectors are rounding, and huge.
+    tries = [(None, max_krylov), (None, 1)]
+    if inverse is not None:
+        tries = [(inverse, max_krylov), (inverse, 1), *tries]
+    nfe = 0
+    for iteration in range(max_iterations + 1):
+        J = JacobianOperator(denoiser, x_t + delta, t, method="fd")
+        residual = target - J.x0
+        size = residual.norm().item()
+        if size <= tolerance:
+            return _End(delta, size, True, 0.0, nfe + J.f.forward, 0)
+        if iteration == max_iterations or not tries or not math.isfinite(size):
+            break
+        preconditioner, krylov = tries[0]
+        M = aslinearoperator(
+            eye_array(x_t.numel(), dtype=J.dtype) if preconditioner is None else preconditioner.astype(J.dtype)
+        )
+        # From the right, so that GMRES minimises ‖J s − ρ‖ itself and any progress is a way down.
+        z, _ = gmres(J @ M, residual.flatten().cpu().numpy(), rtol=0.1, restart=min(krylov, x_t.numel()), maxiter=1)
+        step = J.image(M @ z)
+        for scale in 0.5 ** np.arange(10):
+            with torch.no_grad():
+                new = (target - J.f(x_t + delta + scale * step, t)).norm().item()
+            if new < (1 - 1e-4 * scale) * size:  # Armijo's condition
+                break
+        if new < size:
+            delta = delta + scale * step
+        if not new < 0.995 * size:
+            tries.pop(0)
+        nfe += J.f.forward
+    nfe += J.f.forward
+    removable = math.nan
+    if J.differentiable and math.isfinite(size):
+        slope = np.linalg.norm((J.T @ residual.flatten().cpu().numpy()).astype(np.float64))
+        removable = float(math.sqrt(x_t.numel()) * slope / size**2)
+    return _End(delta, size, False, removable, nfe, J.f.backward)
+
+
+def _image(v: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(v)).to(like).reshape(like.shape)
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise ValueError(f"{name} is {count!r}; expected a whole number of at least {least}")
+
+
+def _check_solver(starts: int, tolerance: float | None, max_iterations: int, max_krylov: int) -> None:
+    for name, count in (("starts", starts), ("max_iterations", max_iterations), ("max_krylov", max_krylov)):
+        _check_count(name, count, 1)
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance!r}; expected a number between 0 and 1, or None")

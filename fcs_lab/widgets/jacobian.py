@@ -1,0 +1,154 @@
+"""The Jacobian laboratory of notebook 03: e, J e, Jᵀ e and J⁻¹ e side by side, for an error that the reader picks."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import anywidget
+import ipywidgets as widgets
+import torch
+import traitlets
+from torch import Tensor
+
+from fcs_lab.data import load_digits
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.images import to_pil
+from fcs_lab.plots import Figure, direction_grid
+from fcs_lab.probes import Compared, compare_directions
+from fcs_lab.widgets.mask_painter import png
+from fcs_lab.zoo import load
+
+__all__ = ["JacobianLab", "PixelPicker"]
+
+
+class PixelPicker(anywidget.AnyWidget):
+    """An image (1, C, H, W) in [-1, 1] in which a click, or the arrow keys, pick the pixel (`row`, `column`)."""
+
+    _esm = Path(__file__).parent / "pixel_picker.js"
+    image_png = traitlets.Bytes(b"").tag(sync=True)
+    height = traitlets.Int(32).tag(sync=True)
+    width = traitlets.Int(32).tag(sync=True)
+    row = traitlets.Int(0).tag(sync=True)
+    column = traitlets.Int(0).tag(sync=True)
+    zoom = traitlets.Int(8, help="screen pixels an image pixel").tag(sync=True)
+
+    def __init__(self, image: Tensor, **traits) -> None:
+        super().__init__(**traits)
+        self.set_image(image)
+
+    def set_image(self, image: Tensor) -> None:
+        """Show another image; a pixel outside of it is brought to its border."""
+        (picture,) = to_pil(image)
+        self.height, self.width = picture.height, picture.width
+        self.row, self.column = min(self.row, self.height - 1), min(self.column, self.width - 1)
+        self.image_png = png(picture)
+
+
+class JacobianLab(widgets.VBox):
+    """Pick a pixel of x̂_0 (or hide half), set t, h, the regularisation and λ; see e, J e, Jᵀ e, J⁻¹ e and what each does.
+
+    Every change is computed at once, in a few seconds at most. From code, set a control's value, as in
+    `lab.timestep.value = 300`, and look at `lab.compared` and `lab.figure`.
+
+    Args:
+        model: A denoiser of images of at most 64 pixels a side, or what `fcs_lab.load` takes.
+        images: Images to start from (N, C, H, W) in [-1, 1]. None: the bundled digits.
+
+    Raises:
+        ValueError: The images do not fit the model.
+    """
+
+    def __init__(self, model: Denoiser | str = "mnist", images: Tensor | None = None) -> None:
+        self.model = load(model) if isinstance(model, str) else model
+        self.images = load_digits()[0] if images is None else images
+        if tuple(self.images.shape[1:]) != tuple(self.model.shape):
+            raise ValueError(f"images has shape {tuple(self.images.shape)}; expected (N, *{tuple(self.model.shape)})")
+        self.compared: dict[str, Compared] = {}
+        """What `compare_directions` found, at the settings shown."""
+        self.figure: Figure | None = None
+        """The picture of it."""
+
+        def control(kind: type[widgets.Widget], **options) -> widgets.Widget:
+            options = {"continuous_update": False} | options if kind is not widgets.Dropdown else options
+            return kind(style={"description_width": "120px"}, layout=widgets.Layout(width="360px"), **options)
+
+        self.digit = control(widgets.BoundedIntText, value=0, max=len(self.images) - 1, description="digit")
+        last = len(self.model.scheduler.alphas_cumprod) - 1
+        self.timestep = control(widgets.IntSlider, value=500, min=0, max=last, step=10, description="t")
+        self.kind = control(widgets.Dropdown, options=["the picked pixel", "the left half"], description="error in")
+        self.fd_step = control(
+            widgets.FloatLogSlider, value=0.005, min=-6, max=1, step=0.25, readout_format=".1e", description="h of J e"
+        )
+        self.regularization = control(
+            widgets.FloatLogSlider, value=0.1, min=-3, max=1, step=0.25, description="regularisation"
+        )
+        self.step_size = control(widgets.FloatSlider, value=1.0, min=0.05, max=4, step=0.05, description="step length λ")
+        self.seed = control(widgets.IntText, value=0, description="seed of the noise")
+        self.message = widgets.HTML()
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(width="auto", max_width="900px"))
+        self.picker = PixelPicker(self.images[:1], row=self.images.shape[-2] // 2, column=self.images.shape[-1] // 2)
+        self._controls = [self.digit, self.timestep, self.kind, self.fd_step, self.regularization, self.step_size, self.seed]
+        for widget in self._controls:
+            widget.observe(self.update, "value")
+        self.picker.observe(self.update, ["row", "column"])
+        hint = widgets.HTML("<small>x̂_0: click to pick a pixel</small>")
+        top = widgets.HBox([widgets.VBox([self.picker, hint]), widgets.VBox(self._controls)])
+        super().__init__([top, self.message, self.picture])
+        self.update()
+
+    @property
+    def x_t(self) -> Tensor:
+        """The noisy point (1, C, H, W): the chosen image at the chosen timestep."""
+        image = self.images[self.digit.value : self.digit.value + 1].to(self.model.device)
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(self.seed.value)).to(image)
+        return self.model.scheduler.add_noise(image, noise, torch.tensor([self.timestep.value]))
+
+    def update(self, _: object = None) -> None:
+        """Compute and draw what the settings say."""
+        try:
+            self._compute()
+            self.message.value = ""
+        except (TypeError, ValueError) as error:
+            self.message.value = f'<span style="color: #b00020">{html.escape(str(error))}</span>'
+
+    def _compute(self) -> None:
+        x_t, t = self.x_t, self.timestep.value
+        with torch.no_grad():
+            x0 = self.model(x_t, t)
+        with self.picker.hold_trait_notifications():
+            self.picker.set_image(x0.clamp(-1, 1))
+        known, pixel = torch.zeros_like(x0), None
+        if self.kind.value == "the left half":
+            known[..., : x0.shape[-1] // 2] = 1
+            e = known * (self.images[self.digit.value : self.digit.value + 1].to(x0) - x0)
+        else:  # the pixel should be light where it is dark, dark where it is light
+            pixel = (self.picker.row, self.picker.column)
+            known[..., pixel[0], pixel[1]] = 1
+            e = known * torch.where(x0 > 0, -1.0, 1.0)
+        self.compared = compare_directions(
+            self.model,
+            x_t,
+            t,
+            e,
+            known,
+            fd_step=self.fd_step.value,
+            regularization=self.regularization.value,
+            step_size=self.step_size.value,
+        )
+        found = list(self.compared.values())
+        d, change = (torch.cat([getattr(one, name) for one in found]) for name in ("d", "change"))
+        self.figure = direction_grid(
+            {"direction d": d, "change of x̂_0": change, "x̂_0 afterwards": (x0 + change).clamp(-1, 1)},
+            images=["x̂_0 afterwards"],
+            pixels=[pixel] * len(found),
+            captions={
+                "direction d": [f"cos with J e: {one.cosine:.3f}" for one in found],
+                "change of x̂_0": [f"±{one.change.abs().max():.2g}" for one in found],
+                "x̂_0 afterwards": [f"error left: {one.left:.0%}" for one in found],
+            },
+            column_titles=list(self.compared),
+            title=f"t = {t}, one step of λ = {self.step_size.value:g}",
+            size=1.7,
+        )
+        self.picture.value = self.figure.png()

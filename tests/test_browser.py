@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,9 @@ def lab(tmp_path_factory):
     """The address of a JupyterLab that serves a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    cells = [nbformat.v4.new_code_cell(source) for source in ("from fcs_lab.widgets import JacobianLab", "JacobianLab()")]
+    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "notebooks" / "jacobian_lab.ipynb")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,15 +90,19 @@ def shot(page, name):
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_paint_a_mask_press_run_see_the_result(lab, page):
-    page.goto(f"{lab}/lab/tree/01_inpainting.ipynb?token=test&reset")
+def run_cells(page, lab, name, count):
+    """Open a notebook and run its first code cells, as a reader would step through them."""
+    page.goto(f"{lab}/lab/tree/{name}.ipynb?token=test&reset")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    # Only the cells up to the widget, as a reader would step through them.
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.get_by_text(re.compile(r"Python 3.* \| Idle")).wait_for()
     page.locator(".jp-CodeCell").nth(0).click()
-    for count in (1, 2):
+    for execution in range(1, count + 1):
         page.keyboard.press("Shift+Enter")
-        page.locator(".jp-InputPrompt", has_text=f"[{count}]:").wait_for()
+        page.locator(".jp-InputPrompt", has_text=f"[{execution}]:").wait_for()
+
+
+def test_paint_a_mask_press_run_see_the_result(lab, page):
+    run_cells(page, lab, "01_inpainting", 2)
     canvas = page.locator("canvas.fcs-mask-painter")
     canvas.wait_for()
     page.get_by_text("ready", exact=True).wait_for()
@@ -158,3 +166,27 @@ def test_paint_a_mask_press_run_see_the_result(lab, page):
     page.locator("button.widget-button", has_text="Compare").click()
     page.get_by_text(re.compile(r"^done \(identity: 30 evaluations, gradient: 30 evaluations \+ 25 backward")).wait_for()
     shot(page, "01_compared")
+
+
+def test_pick_a_pixel_see_its_directions(lab, page):
+    """The laboratory of notebook 03: a click, an arrow key and a slider each give another picture."""
+    run_cells(page, lab, "jacobian_lab", 2)
+    canvas = page.locator("canvas.fcs-pixel-picker")
+    canvas.wait_for()
+    picture = page.locator(".jp-OutputArea img.widget-image")
+    picture.wait_for()
+    seen = [picture.get_attribute("src")]
+
+    def another_picture():
+        page.wait_for_function("old => document.querySelector('.jp-OutputArea img.widget-image').src !== old", arg=seen[-1])
+        seen.append(picture.get_attribute("src"))
+
+    box = canvas.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 9.5 / 32, box["y"] + box["height"] * 9.5 / 32)
+    another_picture()
+    shot(page, "03_picked")
+    page.keyboard.press("ArrowDown")
+    another_picture()
+    page.locator("select").filter(has_text="the left half").select_option(label="the left half")
+    another_picture()
+    shot(page, "03_left_half")

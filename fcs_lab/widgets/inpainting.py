@@ -47,7 +47,7 @@ class InpaintingLab(widgets.VBox):
         self._digits = load_digits()[0] if tuple(self.model.shape) == (1, 32, 32) else None
         self.image = self._digits[:1] if self._digits is not None else torch.zeros(1, *self.model.shape)
         self._build()
-        plots = widgets.VBox([self.comparison, self.curve])
+        plots = widgets.VBox([self.comparison, self.curve], layout=widgets.Layout(align_items="flex-start"))
         super().__init__([self._controls(), self._buttons(), self.status, self.message, self._pictures(), plots])
         self._apply_preset()
 

@@ -79,10 +79,18 @@ def image_grid(
             if r == 0 and column_titles is not None:
                 axes.set_title(column_titles[c], fontsize=8, pad=3)
             if c == 0:
-                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-    if title is not None:
-        figure.text(0.5, 1 - 0.08 / height, title, ha="center", va="top", fontsize=10)
+                _label_row(axes, label)
+    _set_title(figure, title)
     return figure
+
+
+def _label_row(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+
+
+def _set_title(figure: Figure, title: str | None) -> None:
+    if title is not None:
+        figure.text(0.5, 1 - 0.08 / figure.get_figheight(), title, ha="center", va="top", fontsize=10)
 
 
 def direction_grid(
@@ -139,9 +147,8 @@ def direction_grid(
             if r == 0 and column_titles is not None:
                 axes.set_title(column_titles[c], fontsize=8, pad=3)
             if c == 0:
-                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-    if title is not None:
-        figure.text(0.5, 1 - 0.08 / height, title, ha="center", va="top", fontsize=10)
+                _label_row(axes, label)
+    _set_title(figure, title)
     return figure
 
 

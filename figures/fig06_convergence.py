@@ -20,6 +20,7 @@ from scipy.sparse.linalg import eigs
 import fcs_lab
 from fcs_lab.plots import Figure
 from fcs_lab.probes import ForcingBound, JacobianOperator, forcing_bound, measure_convergence, measure_forcing_term
+from fcs_lab.probes.fd_error import in_precision
 from fcs_lab.records import save_figure
 
 MODEL, SEED, DIGIT, STEPS = "mnist", 0, 3, 15
@@ -79,7 +80,8 @@ def symmetric(digits: torch.Tensor, model: fcs_lab.Denoiser, x_t: torch.Tensor) 
 
 def trained(model: fcs_lab.Denoiser, x_t: torch.Tensor, truth: torch.Tensor) -> dict:
     """Convergence of the trained network along J's leading eigenvector, the worst direction, and a task's error."""
-    J = JacobianOperator(model, x_t, T).dense()
+    # In float64, or the condition of the eigenvectors would be rounding.
+    J = JacobianOperator(in_precision(model, torch.float64), x_t.double(), T).dense()
     values, vectors = eigs(J, k=1, v0=np.ones(len(J)))
     bound = forcing_bound(J, step_sizes(abs(values[0])))
     masked = masked_error(model, x_t, T, truth)

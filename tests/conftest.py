@@ -60,3 +60,14 @@ def mixture():
     roots = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64) * 0.2
     covariances = roots @ roots.mT + 0.05 * torch.eye(6, dtype=torch.float64)
     return fcs_lab.GaussianMixtureDenoiser(means, covariances, torch.tensor([0.5, 0.3, 0.2]))
+
+
+class Opaque:
+    """A denoiser that torch cannot differentiate."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.scheduler, self.shape = denoiser, denoiser.scheduler, denoiser.shape
+        self.device, self.dtype = denoiser.device, denoiser.dtype
+
+    def __call__(self, x_t, t):
+        return torch.from_numpy(self.denoiser(x_t.detach(), t).numpy())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from conftest import tiny_denoiser, tiny_unet
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch.func import jacrev
 
 import fcs_lab
@@ -152,6 +152,36 @@ def test_forward_mode_leaves_the_model_as_it_was():
     with pytest.raises(RuntimeError, match="stop"), forward_mode(denoiser):
         raise RuntimeError("stop")
     assert state() == before
+
+
+def test_forward_mode_through_a_text_conditional_network():
+    """Stable Diffusion's kind of U-Net: cross-attention to an encoded prompt."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=6,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).double()
+    prompt = noisy(1, 3, 6, seed=4)
+
+    class Prompted:
+        def __init__(self):
+            self.unet = unet.requires_grad_(False)
+
+        def __call__(self, x_t):
+            return self.unet(x_t, 300, encoder_hidden_states=prompt).sample
+
+    denoiser, x_t, v = Prompted(), noisy(1, 4, 8, 8), noisy(1, 4, 8, 8, seed=1)
+    with forward_mode(denoiser):
+        tangent = torch.func.jvp(denoiser, (x_t,), (v,))[1]
+    h = 1e-6
+    difference = (denoiser(x_t + h * v) - denoiser(x_t - h * v)) / (2 * h)
+    assert torch.allclose(tangent, difference, atol=1e-7)
 
 
 def test_ten_lines_meet_the_protocol():

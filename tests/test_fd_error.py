@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_denoiser
+from conftest import Opaque, tiny_denoiser
 
 import fcs_lab
 from fcs_lab.probes import FdError, measure_fd_error, suggest_fd_step
@@ -188,17 +188,6 @@ def test_a_copy_in_another_precision(mixture):
     x_t = point(mixture)
     assert torch.allclose(single(x_t.float(), T).double(), mixture(x_t, T), atol=1e-5)
     assert isinstance(measure_fd_error(mixture, x_t, T, x_t, dtypes=[F32], h=[0.1]), FdError)
-
-
-class Opaque:
-    """A denoiser that wraps another, and cannot be differentiated."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.scheduler, self.shape = denoiser, denoiser.scheduler, denoiser.shape
-        self.device, self.dtype = denoiser.device, denoiser.dtype
-
-    def __call__(self, x_t, t):
-        return torch.from_numpy(self.denoiser(x_t.detach(), t).numpy())
 
 
 def test_what_a_wrapper_wraps_is_converted_and_without_forward_mode_there_is_no_truth(mixture):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_denoiser
+from conftest import Opaque, tiny_denoiser
 from scipy.optimize import brentq
 
 import fcs_lab
@@ -150,17 +150,6 @@ def test_float32_is_solved_with_its_own_difference_step():
     move = 0.5 * point(denoiser, seed=1).float() / 8
     solve = find_displacement(denoiser, x_t, 300, move)
     assert solve.outcome == "solved" and solve.residual <= 0.01
-
-
-class Opaque:
-    """A denoiser that torch cannot differentiate."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.scheduler, self.shape = denoiser, denoiser.scheduler, denoiser.shape
-        self.device, self.dtype = denoiser.device, denoiser.dtype
-
-    def __call__(self, x_t, t):
-        return torch.from_numpy(self.denoiser(x_t.detach(), t).numpy())
 
 
 def test_without_derivatives_solutions_are_found_but_their_absence_is_not_claimed():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_denoiser
+from conftest import Opaque, tiny_denoiser
 from scipy.sparse.linalg import eigs, eigsh, gmres, lsmr, svds
 
 import fcs_lab
@@ -78,17 +78,6 @@ def test_the_evaluation_is_shared(mixture):
 def test_half_precision_is_cast_at_the_border():
     J = JacobianOperator(tiny_denoiser(torch.bfloat16), point(tiny_denoiser(), dtype=torch.bfloat16), T, method="fd")
     assert J.dtype == np.float32 and (J @ np.ones(64, np.float32)).dtype == np.float32
-
-
-class Opaque:
-    """A denoiser that torch cannot differentiate."""
-
-    def __init__(self, denoiser):
-        self.denoiser, self.scheduler, self.shape = denoiser, denoiser.scheduler, denoiser.shape
-        self.device, self.dtype = denoiser.device, denoiser.dtype
-
-    def __call__(self, x_t, t):
-        return torch.from_numpy(self.denoiser(x_t.detach(), t).numpy())
 
 
 def test_without_derivatives_differences_still_work(mixture):

@@ -31,7 +31,7 @@ def load(
 
     Args:
         name: A bundled model ("mnist"), a folder in diffusers' layout, or a hub id such as
-            "google/ddpm-celebahq-256". Unconditional pixel models are supported.
+            "google/ddpm-cat-256". Unconditional pixel models are supported.
         device: Where it runs. None: CUDA if there is one, else the CPU.
         torch_dtype: The precision that the network runs in. None: float32.
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fcs_lab.checks import is_int, is_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import DIRECTIONS, FD_STEP, CountedDenoiser, norm_inf
@@ -301,15 +300,15 @@ def _plan(
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> _Plan:
     trained = len(model.scheduler.alphas_cumprod)
-    if not _is_int(num_inference_steps) or not 1 <= num_inference_steps <= trained:
+    if not is_int(num_inference_steps) or not 1 <= num_inference_steps <= trained:
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; expected 1 to {trained}, the model's timesteps")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction is {direction!r}; expected one of {', '.join(map(repr, DIRECTIONS))}")
-    if fd_step is not None and not (_is_number(fd_step) and fd_step > 0):
+    if fd_step is not None and not (is_number(fd_step) and fd_step > 0):
         raise ValueError(f"fd_step is {fd_step!r}; expected a positive number, or None")
-    if not _is_number(regularization) or regularization < 0:
+    if not is_number(regularization) or regularization < 0:
         raise ValueError(f"regularization is {regularization!r}; expected a number of at least 0")
-    if eta is not None and not (_is_number(eta) and eta >= 0):
+    if eta is not None and not (is_number(eta) and eta >= 0):
         raise ValueError(f"eta is {eta!r}; expected a number of at least 0, or None")
 
     scheduler = _sampling_scheduler(model, scheduler)
@@ -328,7 +327,7 @@ def _plan(
         )
 
     counts = list(inner_steps) if isinstance(inner_steps, Sequence) else [inner_steps] * num_inference_steps
-    if not all(_is_int(count) and count >= 0 for count in counts):
+    if not all(is_int(count) and count >= 0 for count in counts):
         raise ValueError(f"inner_steps is {inner_steps!r}; expected whole numbers of at least 0")
     if len(counts) != num_inference_steps:
         raise ValueError(f"inner_steps has {len(counts)} entries; expected one for each of {num_inference_steps} timesteps")
@@ -373,22 +372,14 @@ def _step_sizes(step_size: StepSize, t: int, K: int) -> list[float]:
     """λ_1 … λ_K at timestep t."""
     if callable(step_size):
         sizes = [step_size(t, k) for k in range(K)]
-    elif isinstance(step_size, Sequence) and len(step_size) == 2 and all(map(_is_number, step_size)):
+    elif isinstance(step_size, Sequence) and len(step_size) == 2 and all(map(is_number, step_size)):
         first, last = step_size
         sizes = [first + (last - first) * k / max(K - 1, 1) for k in range(K)]
-    elif _is_number(step_size):
+    elif is_number(step_size):
         sizes = [step_size] * K
     else:
         raise TypeError(f"step_size is {step_size!r}; expected a number, a pair (first, last), or a function of (t, k)")
     for size in [*(step_size if isinstance(step_size, Sequence) else []), *sizes]:
-        if not _is_number(size) or size < 0:
+        if not is_number(size) or size < 0:
             raise ValueError(f"step_size gives {size!r}; expected finite numbers of at least 0")
     return [float(size) for size in sizes]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

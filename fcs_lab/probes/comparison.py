@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, exact, gradient, identity, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, check_direction, check_point
+from fcs_lab.probes.symmetry import cosine_of
 
 __all__ = ["Compared", "compare_directions"]
 
@@ -91,12 +91,6 @@ def compare_directions(
         moved = f(x_t + step_size * d / norm_inf(d).clamp_min(torch.finfo(d.dtype).tiny), t) - x0
     left = (known * (e - moved)).flatten(1).norm(dim=1) / e.norm()
     return {
-        name: Compared(d[i : i + 1], moved[i : i + 1], left[i].item(), _cosine(d[i], true))
+        name: Compared(d[i : i + 1], moved[i : i + 1], left[i].item(), cosine_of(d[i].flatten().cpu(), true.flatten().cpu()))
         for i, name in enumerate(directions)
     }
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    a, b = a.flatten().double(), b.flatten().double()
-    size = (a.norm() * b.norm()).item()
-    return (a @ b).item() / size if size > 0 else math.nan

@@ -8,8 +8,6 @@ where they are equal, and it belongs to the precision of the network.
 from __future__ import annotations
 
 import copy
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fcs_lab.checks import is_number
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser
 from fcs_lab.probes.jacobian import check_direction, check_point
@@ -287,7 +286,7 @@ def _unit(e: Tensor) -> Tensor:
 
 
 def _positive(h: float) -> float:
-    if isinstance(h, bool) or not isinstance(h, numbers.Real) or not (math.isfinite(h) and h > 0):
+    if not is_number(h) or not h > 0:
         raise ValueError(f"h has {h!r}; expected positive numbers")
     return float(h)
 

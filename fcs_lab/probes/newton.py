@@ -7,7 +7,6 @@ Newton step, and ‖e − J δ‖/‖e‖ is its forcing term (Dembo, Eisenstat,
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
+from fcs_lab.checks import is_int, is_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, gradient, newton, norm_inf
@@ -109,7 +109,7 @@ def measure_forcing_term(
     """
     x_t = check_point(denoiser, x_t, t)
     e = check_direction("e", e, x_t)
-    if regularization is not None and not (_is_number(regularization) and regularization >= 0):
+    if regularization is not None and not (is_number(regularization) and regularization >= 0):
         raise ValueError(f"regularization is {regularization!r}; expected a number of at least 0, or None")
     weights = np.ones(e.numel()) if within is None else _weights(within, e)
     J = JacobianOperator(denoiser, x_t, t)
@@ -211,9 +211,9 @@ def measure_convergence(
         TypeError, ValueError: An argument does not fit.
     """
     x_t = check_point(denoiser, x_t, t)
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+    if not is_int(steps) or steps < 1:
         raise ValueError(f"steps is {steps!r}; expected a whole number of at least 1")
-    sizes = _step_sizes([step_size] * steps if _is_number(step_size) else step_size, "step_size")
+    sizes = _step_sizes([step_size] * steps if is_number(step_size) else step_size, "step_size")
     if len(sizes) != steps:
         raise ValueError(f"step_size has {len(sizes)} entries; expected one for each of {steps} steps")
     for name, value, known in (("rule", rule, ("fixed", "infinity")), ("direction", direction, ("newton", "gradient"))):
@@ -254,10 +254,6 @@ def _weights(within: Tensor, e: Tensor) -> np.ndarray:
 
 def _step_sizes(step_sizes: Sequence[float], name: str = "step_sizes") -> np.ndarray:
     for one in step_sizes:
-        if not _is_number(one) or one < 0:
+        if not is_number(one) or one < 0:
             raise ValueError(f"{name} has {one!r}; expected numbers of at least 0")
     return np.asarray(step_sizes, dtype=np.float64)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

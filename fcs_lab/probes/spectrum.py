@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import eigs, eigsh, svds
 
+from fcs_lab.checks import is_int
 from fcs_lab.probes.symmetry import AnyJacobian, as_operator, is_matrix
 
 __all__ = ["Spectrum", "measure_spectrum"]
@@ -121,7 +122,7 @@ def _of_matrix(J: np.ndarray) -> Spectrum:
 
 
 def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    if not is_int(value) or value < least:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from fcs_lab.checks import is_int
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.probes.jacobian import JacobianOperator
 
@@ -68,7 +69,7 @@ def measure_symmetry(
         TypeError: J or e is none of these; or J comes from a denoiser that is not differentiable, so without Jᵀ.
         ValueError: J is not square or not finite, e does not fit it or is zero, a number is out of range.
     """
-    if isinstance(probes, bool) or not isinstance(probes, numbers.Integral) or probes < 2:
+    if not is_int(probes) or probes < 2:
         raise ValueError(f"probes is {probes!r}; expected a whole number of at least 2")
     if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence!r}; expected a number between 0 and 1")
@@ -93,7 +94,7 @@ def measure_symmetry(
 
     cosine = None
     if e is not None:
-        cosine = _cosine(J @ e, J.T @ e) if not undefined else math.nan
+        cosine = cosine_of(J @ e, J.T @ e) if not undefined else math.nan
         if math.isnan(cosine) and not undefined:
             undefined.append("J e or Jᵀ e is zero: they have no angle")
     return Symmetry(
@@ -115,7 +116,8 @@ def _ratio_of_norms(skew: np.ndarray, symmetric: np.ndarray, confidence: float |
     return value, (value * math.exp(-deviation / 2), value * math.exp(deviation / 2))
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+def cosine_of(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
+    """Of the angle between two vectors (D,); NaN if one is zero."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / size) if size > 0 else math.nan

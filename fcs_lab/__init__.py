@@ -4,9 +4,10 @@ After "Fast constrained sampling in pre-trained diffusion models", A. Graikos, N
 """
 
 from fcs_lab.constraints import CostConstraint, Inpainting, LinearConstraint, SuperResolution
-from fcs_lab.data import load_digits
+from fcs_lab.data import load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
+from fcs_lab.latent import LatentDenoiser, LatentInpainting
 from fcs_lab.sampler import Result, sample
 from fcs_lab.zoo import load
 
@@ -16,11 +17,14 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
     "Inpainting",
+    "LatentDenoiser",
+    "LatentInpainting",
     "LinearConstraint",
     "Result",
     "SuperResolution",
     "load",
     "load_digits",
+    "load_garments",
     "sample",
     "to_pil",
     "to_tensor",

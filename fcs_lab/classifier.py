@@ -1,6 +1,8 @@
-"""The bundled digit classifier: a judge of whether a completed digit is still the digit that it was."""
+"""The bundled classifiers, judges of whether an image is still the digit, or the garment, that it should be."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -8,11 +10,14 @@ from torch import Tensor, nn
 
 from fcs_lab.zoo import WEIGHTS, verify
 
-__all__ = ["DigitClassifier", "load_classifier"]
+__all__ = ["Classifier", "load_classifier"]
+
+CLASSIFIERS = {"digits": "classifier", "garments": "fashion-classifier"}
+"""The folders of their weights."""
 
 
-class DigitClassifier(nn.Module):
-    """A small convolutional network: digits (B, 1, 32, 32), float32 in [-1, 1] -> logits (B, 10)."""
+class Classifier(nn.Module):
+    """A small convolutional network: images (B, 1, 32, 32), float32 in [-1, 1] -> logits (B, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,13 +40,20 @@ class DigitClassifier(nn.Module):
         return self.head(self.features(images).flatten(1))
 
 
-def load_classifier(device: str | torch.device = "cpu") -> DigitClassifier:
-    """The bundled classifier, frozen; its accuracy on MNIST's test digits is in its model card.
+def load_classifier(name: Literal["digits", "garments"] = "digits", device: str | torch.device = "cpu") -> Classifier:
+    """A bundled classifier, frozen; its accuracy on the test split is in its model card.
+
+    Args:
+        name: What it tells apart: MNIST's "digits" or Fashion-MNIST's "garments".
+        device: Where it runs.
 
     Raises:
-        ValueError: Its weight file is damaged.
+        ValueError: Another name, or its weight file is damaged.
     """
-    verify(WEIGHTS / "classifier")
-    classifier = DigitClassifier()
-    classifier.load_state_dict(load_file(WEIGHTS / "classifier" / "model.safetensors"))
+    if name not in CLASSIFIERS:
+        raise ValueError(f"name is {name!r}; expected one of {', '.join(map(repr, CLASSIFIERS))}")
+    folder = WEIGHTS / CLASSIFIERS[name]
+    verify(folder)
+    classifier = Classifier()
+    classifier.load_state_dict(load_file(folder / "model.safetensors"))
     return classifier.to(device).eval().requires_grad_(False)

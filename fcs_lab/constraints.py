@@ -32,16 +32,24 @@ class Constraint(Protocol):
         """The same constraint with its tensors there."""
         ...
 
+    def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """C(x̂_0) of each image (B,), and e = −∂C/∂x̂_0 (B, C, H, W), for x̂_0 (B, C, H, W)."""
+        ...
+
+
+class _Constraint:
+    """Cost and error one by one, for who wants only the one."""
+
     def cost(self, x0: Tensor) -> Tensor:
         """C(x̂_0) of each image: (B, C, H, W) -> (B,)."""
-        ...
+        return self.cost_and_error(x0)[0]
 
     def error(self, x0: Tensor) -> Tensor:
         """e = −∂C/∂x̂_0: (B, C, H, W) -> (B, C, H, W)."""
-        ...
+        return self.cost_and_error(x0)[1]
 
 
-class LinearConstraint:
+class LinearConstraint(_Constraint):
     """A x̂_0 = y for a linear A: C = ½‖A x̂_0 − y‖², e = Aᵀ(y − A x̂_0).
 
     Args:
@@ -91,11 +99,9 @@ class LinearConstraint:
                 setattr(moved, name, value.to(device, dtype if value.is_floating_point() else None))
         return moved
 
-    def cost(self, x0: Tensor) -> Tensor:
-        return (self.A(x0) - self.y).square().flatten(1).sum(1) / 2
-
-    def error(self, x0: Tensor) -> Tensor:
-        return self.A_adjoint(self.y - self.A(x0))
+    def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        residual = self.y - self.A(x0)
+        return residual.square().flatten(1).sum(1) / 2, self.A_adjoint(residual)
 
 
 class Inpainting(LinearConstraint):
@@ -170,7 +176,7 @@ def bicubic_matrix(large: int, small: int) -> Tensor:
     return torch.nn.functional.interpolate(identity, size=(small, large), mode="bicubic", antialias=True)[0, 0]
 
 
-class CostConstraint:
+class CostConstraint(_Constraint):
     """Any differentiable cost of x̂_0; e = −∂C/∂x̂_0 by automatic differentiation of the cost, never of the denoiser.
 
     Args:
@@ -192,23 +198,23 @@ class CostConstraint:
     def to(self, device: torch.device, dtype: torch.dtype) -> CostConstraint:
         return self
 
-    def cost(self, x0: Tensor) -> Tensor:
+    def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x0 = x0.detach().requires_grad_()
+            cost = self._cost(x0)
+            if not cost.requires_grad:
+                raise ValueError(
+                    "fn's cost does not depend differentiably on x̂_0; expected torch operations on its argument"
+                )
+            return cost.detach(), -torch.autograd.grad(cost.sum(), x0)[0]
+
+    def _cost(self, x0: Tensor) -> Tensor:
         cost = self.fn(x0)
         if isinstance(cost, Tensor) and cost.ndim == 0 and len(x0) > 1:
             cost = torch.stack([self.fn(image) for image in x0.split(1)])
         if not isinstance(cost, Tensor) or cost.numel() != len(x0) or cost.ndim > 1:
             raise ValueError(f"fn returned {_describe(cost)}; expected the costs of {len(x0)} images, shape ({len(x0)},)")
         return cost.reshape(len(x0))
-
-    def error(self, x0: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x0 = x0.detach().requires_grad_()
-            cost = self.cost(x0)
-            if not cost.requires_grad:
-                raise ValueError(
-                    "fn's cost does not depend differentiably on x̂_0; expected torch operations on its argument"
-                )
-            return -torch.autograd.grad(cost.sum(), x0)[0]
 
 
 def _size(x: Tensor) -> str:

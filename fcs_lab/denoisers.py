@@ -1,7 +1,8 @@
-"""Denoisers x̂_0(x_t, t): any diffusers U-Net behind one call, and exact ones whose x̂_0 and J are known.
+"""Denoisers x̂_0(x_t, t): any unconditional diffusers U-Net behind one call, and exact ones whose x̂_0 and J are known.
 
 Everything downstream (constraints, directions, sampler, probes) sees a model only through `Denoiser`. What a network
-predicts (ε, v or x_0) and in what precision it runs is dealt with here, once, at the border.
+predicts (ε, v, x_0 or a flow's velocity) and in what precision it runs is dealt with here, once, at the border. Models
+in a latent space, with prompts, are in `latent.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,21 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Denoiser", "GaussianMixtureDenoiser", "IdealDenoiser", "UNetDenoiser", "alpha_bar_at", "forward_mode"]
+__all__ = [
+    "Denoiser",
+    "GaussianMixtureDenoiser",
+    "IdealDenoiser",
+    "UNetDenoiser",
+    "alpha_bar_at",
+    "estimate_x0",
+    "forward_mode",
+    "levels_at",
+    "prediction_type_of",
+]
 
 
 @runtime_checkable
@@ -43,7 +54,8 @@ class Denoiser(Protocol):
 
         Args:
             x_t: Noisy samples (B, C, H, W).
-            t: One timestep of the model's schedule, or an integer tensor (B,) with one a sample.
+            t: One timestep of the model's schedule, or a tensor (B,) with one a sample; whole numbers, except for a
+                rectified flow.
 
         Returns:
             x̂_0, unclipped, of x_t's shape and dtype.
@@ -81,6 +93,55 @@ def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
     return alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)) if index.ndim else alpha_bar
 
 
+def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """The levels (a, s) of signal and noise at t: x_t = a x_0 + s ε.
+
+    They are √ᾱ_t and √(1−ᾱ_t) of a diffusion's schedule, and 1−σ and σ of a rectified flow's, whose timestep is
+    t = 1000 σ and need not be whole.
+
+    Raises:
+        TypeError, ValueError: As for `alpha_bar_at`; t outside a flow's [0, 1000].
+    """
+    if not isinstance(denoiser.scheduler, FlowMatchEulerDiscreteScheduler):
+        alpha_bar = alpha_bar_at(denoiser, t, x_t)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    last = denoiser.scheduler.config.num_train_timesteps
+    if isinstance(t, bool) or not isinstance(t, int | float | Tensor):
+        raise TypeError(f"t is {t!r}; expected a number or a tensor")
+    sigma = torch.as_tensor(t, device=x_t.device, dtype=torch.promote_types(x_t.dtype, torch.float32)) / last
+    if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x_t))):
+        raise ValueError(f"t has shape {tuple(sigma.shape)}; expected one timestep, or one for each of {len(x_t)} samples")
+    if sigma.numel() and not bool(((sigma >= 0) & (sigma <= 1)).all()):
+        raise ValueError(f"t is {t}; expected a timestep of the flow, 0 to {last}")
+    sigma = sigma.reshape(-1, *[1] * (x_t.ndim - 1)) if sigma.ndim else sigma
+    return 1 - sigma, sigma
+
+
+def prediction_type_of(scheduler: SchedulerMixin) -> str:
+    """What a network trained with this scheduler predicts: "epsilon", "v_prediction", "sample" or "flow".
+
+    Raises:
+        ValueError: The scheduler says anything else.
+    """
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return "flow"
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"prediction_type is {prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'")
+    return prediction_type
+
+
+def estimate_x0(prediction_type: str, x_t: Tensor, output: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """x̂_0 from what the network said: linear in it, whatever it predicts."""
+    if prediction_type == "epsilon":
+        return (x_t - noise * output) / signal
+    if prediction_type == "v_prediction":
+        return signal * x_t - noise * output
+    if prediction_type == "flow":
+        return x_t - noise * output  # x_t = x_0 + σ v with v = ε − x_0
+    return output
+
+
 def _check_shape(denoiser: Denoiser, x_t: Tensor) -> None:
     if tuple(x_t.shape[1:]) != tuple(denoiser.shape):
         raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the model takes (B, {', '.join(map(str, denoiser.shape))})")
@@ -95,7 +156,8 @@ class UNetDenoiser:
     Args:
         unet: An unconditional `UNet2DModel`. It is frozen and put into evaluation mode. A head with twice the
             channels (learned variance) is cut to its first half.
-        scheduler: The noise schedule it was trained on, with `prediction_type` "epsilon", "v_prediction" or "sample".
+        scheduler: The noise schedule it was trained on, with `prediction_type` "epsilon", "v_prediction" or "sample";
+            or a `FlowMatchEulerDiscreteScheduler`, for a rectified flow.
 
     Raises:
         ValueError: Another prediction type, a class-conditional U-Net, or a head of another width.
@@ -110,9 +172,7 @@ class UNetDenoiser:
                 f"the U-Net has {config.in_channels} input and {config.out_channels} output channels; "
                 "expected as many, or twice as many (learned variance)"
             )
-        self.prediction_type = scheduler.config.prediction_type
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"prediction_type is {self.prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'")
+        self.prediction_type = prediction_type_of(scheduler)
         self.unet = unet.requires_grad_(False).eval()
         self.scheduler = scheduler
         size = config.sample_size
@@ -128,16 +188,9 @@ class UNetDenoiser:
 
     def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         _check_shape(self, x_t)
-        alpha_bar = alpha_bar_at(self, t, x_t)
-        output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(alpha_bar.dtype)
-        x = x_t.to(alpha_bar.dtype)
-        if self.prediction_type == "epsilon":
-            x0 = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        elif self.prediction_type == "v_prediction":
-            x0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
-        else:
-            x0 = output
-        return x0.to(x_t.dtype)
+        signal, noise = levels_at(self, t, x_t)
+        output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
+        return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
 
 
 class GaussianMixtureDenoiser:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import DIRECTIONS, FD_STEP, CountedDenoiser, norm_inf
 from fcs_lab.images import to_pil
+from fcs_lab.latent import LatentDenoiser, decode, in_latents
 
 __all__ = ["Result", "State", "TraceEntry", "sample"]
 
@@ -39,8 +40,8 @@ class TraceEntry:
 
     step: int
     """Index of the timestep, from 0."""
-    t: int
-    """The timestep."""
+    t: int | float
+    """The timestep; of a rectified flow it need not be whole."""
     inner_step: int
     """k, from 0 to K."""
     cost: Tensor
@@ -73,7 +74,10 @@ class Result:
     """What `sample` returns."""
 
     x0: Tensor
-    """The samples as the sampler left them (B, C, H, W), unclipped; of a run that was ended early, the last x̂_0."""
+    """The samples as the sampler left them (B, C, H, W), unclipped, latents of a latent model; of a run that was ended
+    early, the last x̂_0."""
+    images: Tensor = field(repr=False)
+    """The samples as images (B, C, H, W), decoded and clipped to [-1, 1]."""
     trace: list[TraceEntry] = field(repr=False)
     nfe: float
     """Forward evaluations an image, counted."""
@@ -81,11 +85,6 @@ class Result:
     """Backward passes an image, counted."""
     completed: bool = True
     """False if a callback ended the run early."""
-
-    @property
-    def images(self) -> Tensor:
-        """The samples (B, C, H, W), clipped to [-1, 1]."""
-        return self.x0.clamp(-1, 1)
 
     def to_pil(self) -> list[Image.Image]:
         """The samples as B PIL images."""
@@ -96,12 +95,11 @@ class Result:
 class _Plan:
     """The checked arguments of a run."""
 
-    scheduler: SchedulerMixin
-    timesteps: list[int]
+    timesteps: list[int] | list[float]
     step_sizes: list[list[float]]  # λ_k for each timestep
     direction: Callable[..., Tensor]
     needs_graph: bool
-    step_options: dict[str, Any]  # of the scheduler's step: eta, generator
+    scheduler_step: Callable[[Tensor, int | float, Tensor], Tensor]  # (x̂_0, t, x_t) -> x_t of the next timestep
 
 
 def sample(
@@ -118,6 +116,7 @@ def sample(
     scheduler: SchedulerMixin | None = None,
     batch_size: int | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    x_T: Tensor | None = None,
     trace_x0: bool = False,
     callback_on_step_end: Callable[[State, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
     progress: bool = True,
@@ -126,7 +125,8 @@ def sample(
 
     Args:
         model: A `Denoiser`, such as `fcs_lab.load` returns.
-        task: The constraint, which yields e. None samples without one: no inner steps are taken.
+        task: The constraint on the images, which yields e; for a latent model it is carried into latent space
+            (`fcs_lab.latent.in_latents`). None samples without one: no inner steps are taken.
         num_inference_steps: T', the timesteps of the schedule that are visited.
         inner_steps: K, the updates of x_t at each timestep; one number, or one for each timestep, from the noisiest.
         step_size: λ: one number; (first, last), linear over a timestep's inner steps; or a function of (t, k).
@@ -137,9 +137,11 @@ def sample(
             (0.2 in float32; the paper's is 0.005).
         regularization: Of "exact": ρ relative to ‖J e‖/‖e‖; see `directions.exact`.
         eta: Stochasticity of DDIM: 0 is deterministic, 1 has DDPM's variance. None: 1 where the scheduler has an η.
-        scheduler: A `DDIMScheduler` or `DDPMScheduler` with the model's own ᾱ. None: the model's.
+        scheduler: A `DDIMScheduler` or `DDPMScheduler` with the model's own ᾱ; for a rectified flow a
+            `FlowMatchEulerDiscreteScheduler`. None: the model's.
         batch_size: How many images. None: as many as the task describes, or generators are given, or 1.
         generator: One for the batch, or a list with one an image; then each image comes out as it would alone.
+        x_T: The noise to start from, (B, C, H, W), in latent space for a latent model. None: drawn with `generator`.
         trace_x0: Keep x̂_0 of every timestep in the trace.
         callback_on_step_end: Called as (state, step_index, timestep, {"x_t": …, "x0": …}) after each timestep, as in
             diffusers. A dict that it returns may replace "x_t"; `state.interrupt = True` ends the run.
@@ -152,7 +154,12 @@ def sample(
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
     """
-    batch_size = _check_batch(model, task, batch_size, generator)
+    _check_types(model, task)
+    if task is not None:
+        task = in_latents(task, model)
+    shape, batch_size = _check_batch(model, task, batch_size, generator, x_T)
+    if direction == "exact" and getattr(model, "num_prompts", 1) > 1:
+        raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
     plan = _plan(
         model,
         task,
@@ -170,8 +177,16 @@ def sample(
     dtype = torch.promote_types(model.dtype, torch.float32)
     if task is not None:
         task = task.to(model.device, dtype)
-    x_t = randn_tensor((batch_size, *model.shape), generator=generator, device=model.device, dtype=dtype)
-    return _algorithm_1(model, task, x_t, plan, trace_x0, callback_on_step_end, progress)
+    if x_T is None:
+        x_T = randn_tensor((batch_size, *shape), generator=generator, device=model.device, dtype=dtype)
+    try:
+        return _algorithm_1(model, task, x_T.to(model.device, dtype), plan, trace_x0, callback_on_step_end, progress)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{error}\nTo need less memory: a smaller batch_size ({batch_size}); torch_dtype=torch.float16 in load; "
+            "direction='newton', which keeps no graph of the denoiser; for a latent model also "
+            "model.pipeline.enable_vae_slicing(), enable_vae_tiling() or enable_model_cpu_offload(), and a smaller image"
+        ) from error
 
 
 @torch.no_grad()
@@ -197,17 +212,17 @@ def _algorithm_1(
         K = len(plan.step_sizes[step])
         x_t, x0 = estimate(x_t, t, plan.needs_graph and K > 0)
         for k, step_size in enumerate(plan.step_sizes[step]):
-            e = task.error(x0.detach())  # where x̂_0 has to move
+            cost, e = task.cost_and_error(x0.detach())  # e: where x̂_0 has to move
             d = plan.direction(f, x_t, t, x0, e)  # J e ≈ (x̂_0(x_t + h' e) − x̂_0(x_t)) / h'
             size = norm_inf(d)
             moves = (norm_inf(e) > 0) & (size > 0)  # an image that fits already stays as it is
             step_length = torch.where(moves, step_size, 0.0).to(d)
-            state.trace.append(_entry(f, task, step, t, k, x0.detach(), e, step_length))
+            state.trace.append(_entry(f, step, t, k, cost, e, step_length))
             update = step_length * (d / size.where(moves, 1))  # λ_k d/‖d‖_∞
             x_t, x0 = estimate(x_t + update, t, plan.needs_graph and k + 1 < K)
-        e = torch.zeros_like(x0) if task is None else task.error(x0)
-        state.trace.append(_entry(f, task, step, t, K, x0, e, torch.zeros(len(x0)), keep_x0=trace_x0))
-        x_t = plan.scheduler.step(x0, t, x_t, **plan.step_options).prev_sample
+        cost, e = (x0.new_zeros(len(x0)), torch.zeros_like(x0)) if task is None else task.cost_and_error(x0)
+        state.trace.append(_entry(f, step, t, K, cost, e, torch.zeros(len(x0)), x0.cpu() if trace_x0 else None))
+        x_t = plan.scheduler_step(x0, t, x_t)
 
         state.x_t, state.x0, state.nfe = x_t, x0, _per_image(f.forward, x_t)
         if callback_on_step_end is not None:
@@ -219,29 +234,32 @@ def _algorithm_1(
     completed = step + 1 == len(plan.timesteps)
     for entry in state.trace:
         entry.cost, entry.error_norm, entry.step_length = entry.cost.cpu(), entry.error_norm.cpu(), entry.step_length.cpu()
-    return Result(x_t if completed else x0, state.trace, state.nfe, _per_image(f.backward, x_t), completed)
+    x0 = x_t if completed else x0
+    images = decode(model, x0).clamp(-1, 1)
+    if hasattr(task, "finish"):
+        images = task.finish(images)
+    return Result(x0, images, state.trace, state.nfe, _per_image(f.backward, x_t), completed)
 
 
 def _entry(
     f: CountedDenoiser,
-    task: Constraint | None,
     step: int,
-    t: int,
+    t: int | float,
     k: int,
-    x0: Tensor,
+    cost: Tensor,
     e: Tensor,
     step_length: Tensor,
-    keep_x0: bool = False,
+    x0: Tensor | None = None,
 ) -> TraceEntry:
     return TraceEntry(
         step=step,
         t=t,
         inner_step=k,
-        cost=torch.zeros(len(x0)) if task is None else task.cost(x0),
+        cost=cost,
         error_norm=e.flatten(1).norm(dim=1),
         step_length=step_length.flatten(),
-        nfe=_per_image(f.forward, x0),
-        x0=x0.cpu() if keep_x0 else None,
+        nfe=_per_image(f.forward, e),
+        x0=x0,
     )
 
 
@@ -250,40 +268,57 @@ def _per_image(count: int, x: Tensor) -> float:
     return count // len(x) if count % len(x) == 0 else count / len(x)
 
 
+def _check_types(model: Denoiser, task: Constraint | None) -> None:
+    if not isinstance(model, Denoiser):
+        hint = "; use fcs_lab.load to get one" if isinstance(model, str) else ""
+        raise TypeError(f"model is {model!r}; expected a fcs_lab.Denoiser{hint}")
+    if task is not None and not all(hasattr(task, name) for name in ("batch_size", "shape", "to", "cost_and_error")):
+        raise TypeError(f"task is {task!r}; expected a constraint such as fcs_lab.Inpainting, or None")
+
+
 def _check_batch(
     model: Denoiser,
     task: Constraint | None,
     batch_size: int | None,
     generator: torch.Generator | list[torch.Generator] | None,
-) -> int:
-    """The number of images, after checking that model, task and generators agree on it."""
-    if not isinstance(model, Denoiser):
-        hint = "; use fcs_lab.load to get one" if isinstance(model, str) else ""
-        raise TypeError(f"model is {model!r}; expected a fcs_lab.Denoiser{hint}")
-    if task is not None and not all(hasattr(task, name) for name in ("batch_size", "shape", "to", "cost", "error")):
-        raise TypeError(f"task is {task!r}; expected a constraint such as fcs_lab.Inpainting, or None")
+    x_T: Tensor | None,
+) -> tuple[tuple[int, ...], int]:
+    """The shape of x̂_0 and the number of images, after checking that all agree on them."""
     generators = generator if isinstance(generator, list | tuple) else [] if generator is None else [generator]
     for one in generators:
         if not isinstance(one, torch.Generator):
             raise TypeError(f"generator holds {one!r}; expected a torch.Generator, or a list with one an image")
+    if x_T is not None and (not isinstance(x_T, Tensor) or x_T.ndim != 4 or not x_T.is_floating_point()):
+        raise TypeError(f"x_T is {x_T!r}; expected a floating-point tensor (B, {', '.join(map(str, model.shape))})")
     listed = len(generators) if isinstance(generator, list | tuple) else None
     described = None if task is None else task.batch_size
+    prompts = getattr(model, "num_prompts", 1)
+    given = None if x_T is None else len(x_T)
     if batch_size is None:
-        batch_size = (described if described not in (None, 1) else None) or listed or 1
+        batch_size = next((n for n in (described, prompts) if n not in (None, 1)), None) or given or listed or 1
     elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
     if described not in (None, 1, batch_size):
         raise ValueError(f"batch_size is {batch_size}; the task describes {described} images")
+    if prompts not in (1, batch_size):
+        raise ValueError(f"the model has {prompts} prompts; expected one, or one for each of {batch_size} images")
     if listed not in (None, batch_size):
         raise ValueError(f"generator is a list of {listed}; expected one for each of {batch_size} images")
-    if task is not None and task.shape is not None and tuple(task.shape) != tuple(model.shape):
-        (c, h, w), (mc, mh, mw) = task.shape, model.shape
+    if given not in (None, batch_size):
+        raise ValueError(f"x_T holds {given} samples; expected one for each of {batch_size} images")
+    shape = tuple(model.shape) if task is None or task.shape is None else tuple(task.shape)
+    if not isinstance(model, LatentDenoiser) and shape != tuple(model.shape):
+        (c, h, w), (mc, mh, mw) = shape, model.shape
         if c != mc:
             raise ValueError(
                 f"the task's image has {c} channels; the model takes {mc}: convert the image (PIL: 'L' or 'RGB')"
             )
         raise ValueError(f"the task's image is {h}×{w} (height × width); the model takes {mh}×{mw}: pad or resize the image")
-    return batch_size
+    if x_T is not None:
+        fits = x_T.shape[1] == shape[0] if task is None or task.shape is None else tuple(x_T.shape[1:]) == shape
+        if not fits or (not isinstance(model, LatentDenoiser) and tuple(x_T.shape[1:]) != shape):
+            raise ValueError(f"x_T has shape {tuple(x_T.shape)}; expected (B, {', '.join(map(str, shape))})")
+    return shape, batch_size
 
 
 def _plan(
@@ -299,7 +334,7 @@ def _plan(
     scheduler: SchedulerMixin | None,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> _Plan:
-    trained = len(model.scheduler.alphas_cumprod)
+    trained = model.scheduler.config.num_train_timesteps
     if not is_int(num_inference_steps) or not 1 <= num_inference_steps <= trained:
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; expected 1 to {trained}, the model's timesteps")
     if direction not in DIRECTIONS:
@@ -319,8 +354,9 @@ def _plan(
     if "eta" in takes:
         step_options["eta"] = 1.0 if eta is None else float(eta)
     scheduler.set_timesteps(num_inference_steps)
-    timesteps = [int(t) for t in scheduler.timesteps]
-    if timesteps[0] >= trained:
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    timesteps = [t.item() for t in scheduler.timesteps]
+    if not flow and timesteps[0] >= trained:
         raise ValueError(
             f"num_inference_steps is {num_inference_steps}: with its offset the schedule would start at t = "
             f"{timesteps[0]}, beyond the model's {trained - 1}; take fewer steps"
@@ -334,22 +370,33 @@ def _plan(
     if task is None:
         counts = [0] * num_inference_steps
 
+    def scheduler_step(x0: Tensor, t: int | float, x_t: Tensor) -> Tensor:
+        # A flow's scheduler is told the velocity, v = (x_t − x̂_0)/σ; the others x̂_0 itself.
+        output = (x_t - x0) / (t / trained) if flow else x0
+        return scheduler.step(output, t, x_t, **step_options).prev_sample
+
     options = {
         "newton": {"fd_step": float(fd_step) if fd_step is not None else FD_STEP[model.dtype]},
         "exact": {"regularization": float(regularization)},
     }
     return _Plan(
-        scheduler=scheduler,
         timesteps=timesteps,
         step_sizes=[_step_sizes(step_size, t, count) for t, count in zip(timesteps, counts, strict=True)],
         direction=partial(DIRECTIONS[direction], **options.get(direction, {})),
         needs_graph=direction == "gradient",
-        step_options=step_options,
+        scheduler_step=scheduler_step,
     )
 
 
 def _sampling_scheduler(model: Denoiser, scheduler: SchedulerMixin | None) -> SchedulerMixin:
     """A fresh scheduler that is told x̂_0 itself (prediction_type "sample"), so that the caller's is left as it was."""
+    if isinstance(model.scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler = model.scheduler if scheduler is None else scheduler
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise ValueError(
+                f"scheduler is {type(scheduler).__name__}; a rectified flow takes a FlowMatchEulerDiscreteScheduler"
+            )
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, use_dynamic_shifting=False)
     if scheduler is None:
         scheduler = DDIMScheduler.from_config(model.scheduler.config)
     if not isinstance(scheduler, DDIMScheduler | DDPMScheduler):

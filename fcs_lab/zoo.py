@@ -5,20 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
 
 from fcs_lab.denoisers import UNetDenoiser
+from fcs_lab.latent import LatentDenoiser
+
+T = TypeVar("T")
 
 __all__ = ["BUNDLED", "checkpoints", "load", "verify"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BUNDLED = ("mnist",)
+BUNDLED = ("mnist", "fashion")
 """Names that `load` takes without a network. Each has a model card, `fcs_lab/weights/<name>/README.md`."""
+
+PIXEL_PIPELINES = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}
+LATENT_PIPELINES = {
+    f"StableDiffusion{version}{task}Pipeline" for version in ("", "XL", "3") for task in ("", "Img2Img", "Inpaint")
+} | {"FastConstrainedPipeline"}
+"""The pipeline classes that `load` takes, by the name in their model_index.json."""
 
 
 def load(
@@ -26,28 +37,36 @@ def load(
     *,
     device: str | torch.device | None = None,
     torch_dtype: torch.dtype | None = None,
-) -> UNetDenoiser:
+    prompt: str | list[str] | None = None,
+    negative_prompt: str | list[str] | None = None,
+    guidance_scale: float | None = None,
+) -> UNetDenoiser | LatentDenoiser:
     """A pre-trained model as a denoiser x̂_0(x_t, t).
 
     Args:
-        name: A bundled model ("mnist"), a folder in diffusers' layout, or a hub id such as
-            "google/ddpm-cat-256". Unconditional pixel models are supported.
+        name: A bundled model ("mnist", "fashion"), a folder in diffusers' layout, or a hub id such as
+            "stable-diffusion-v1-5/stable-diffusion-v1-5" or "google/ddpm-cat-256". Supported are unconditional pixel
+            models, and Stable Diffusion 1.x, 2.x, XL and 3.
         device: Where it runs. None: CUDA if there is one, else the CPU.
         torch_dtype: The precision that the network runs in. None: float32.
+        prompt, negative_prompt, guidance_scale: Of a text-conditional model; see `LatentDenoiser.with_prompt`, which
+            changes them later. None: the null prompt, and for a prompt a guidance scale of 7.5.
 
     Returns:
-        The denoiser; its `scheduler` is a DDIM one with the model's own noise schedule.
+        The denoiser: a `LatentDenoiser` for a latent model. Its `scheduler` has the model's own noise schedule: a DDIM
+        one, or for a rectified flow a flow-match Euler one.
 
     Raises:
         TypeError: An argument of the wrong type.
-        ValueError: A pipeline that is not supported, pickled weights, a damaged file.
+        ValueError: A pipeline that is not supported, pickled weights, a damaged file, a device that is not there, a
+            prompt for an unconditional model.
         OSError: Nothing of that name was found, or the hub cannot be reached.
     """
     if not isinstance(name, str | Path) or not str(name):
         raise TypeError(f"name is {name!r}; expected a bundled model's name, a folder, or a hub id")
     if torch_dtype is not None and not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
         raise TypeError(f"torch_dtype is {torch_dtype!r}; expected a floating-point torch.dtype")
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    device = _check_device(device)
     if str(name) in BUNDLED:
         folder = WEIGHTS / str(name)
         verify(folder)
@@ -55,22 +74,83 @@ def load(
         folder = Path(name)
         if not folder.is_dir() and (isinstance(name, Path) or str(name).count("/") != 1 or str(name)[0] in "./~"):
             raise OSError(f"there is no bundled model and no folder {str(name)!r}; {_offered()}")
-    pipeline = _read_pipeline(folder if folder.is_dir() else str(name), torch_dtype or torch.float32)
-
+    source = folder if folder.is_dir() else str(name)
+    if isinstance(source, Path):
+        _check_folder(source)
+    index = _read(source, lambda: DiffusionPipeline.load_config(source))
+    kind = index.get("_class_name")
+    if kind not in PIXEL_PIPELINES | LATENT_PIPELINES:
+        raise ValueError(f"{name} is a {kind}; supported are {_supported()}")
+    if kind in PIXEL_PIPELINES:
+        for argument, value in (
+            ("prompt", prompt),
+            ("negative_prompt", negative_prompt),
+            ("guidance_scale", guidance_scale),
+        ):
+            if value is not None:
+                raise ValueError(f"{argument} is {value!r}, but {name} is an unconditional model; it takes no prompt")
+    # What judges finished images or conditions on others is not the denoiser's; the checker alone is 1.2 GB.
+    left_out = {part: None for part in ("safety_checker", "feature_extractor", "image_encoder") if part in index}
+    pipeline = _read(
+        source,
+        lambda: DiffusionPipeline.from_pretrained(
+            source,
+            dtype=torch_dtype or torch.float32,
+            use_safetensors=True,
+            **left_out,
+            **({"requires_safety_checker": False} if "safety_checker" in index else {}),
+        ),
+    )
+    scheduler = _own_schedule(name, pipeline.scheduler)
+    pipeline.to(device)
+    if kind in LATENT_PIPELINES:
+        text = {} if prompt is None else {"prompt": prompt}
+        scale = guidance_scale if guidance_scale is not None else 7.5 if prompt is not None else 1.0
+        return LatentDenoiser(pipeline, scheduler, **text, negative_prompt=negative_prompt, guidance_scale=scale)
     unet = getattr(pipeline, "unet", None)
     if set(pipeline.components) != {"unet", "scheduler"} or not isinstance(unet, UNet2DModel):
-        raise ValueError(
-            f"{name} is a {type(pipeline).__name__}; supported are unconditional pixel pipelines: "
-            "a UNet2DModel with a scheduler (DDPMPipeline, DDIMPipeline)"
-        )
-    own = pipeline.scheduler
+        raise ValueError(f"{name} has {', '.join(pipeline.components)}; expected a UNet2DModel and a scheduler")
+    return UNetDenoiser(unet, scheduler)
+
+
+def _check_device(device: str | torch.device | None) -> torch.device:
+    """The device, once it is known to be there."""
+    try:
+        device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}; expected a torch device such as 'cpu', 'cuda' or 'mps'") from error
+    there = {
+        "cpu": 1,
+        "meta": 0,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 1)
+    if (device.index or 0) >= there:
+        raise ValueError(f"device is {str(device)!r}; this machine has {there} of kind {device.type!r}; use device='cpu'")
+    return device
+
+
+def _own_schedule(name: str | Path, own: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler that the method can use, with the noise schedule that the model was trained on."""
+    if isinstance(own, FlowMatchEulerDiscreteScheduler):
+        return own
     if not hasattr(own, "alphas_cumprod") or "prediction_type" not in own.config:
-        raise ValueError(f"{name} has a {type(own).__name__}; supported are schedulers with a noise schedule ᾱ_t")
+        raise ValueError(
+            f"{name} has a {type(own).__name__}; supported are schedulers with a noise schedule ᾱ_t, and "
+            "FlowMatchEulerDiscreteScheduler"
+        )
     if "DDIM" not in type(own).__name__ and "DDPM" not in type(own).__name__:
         warnings.warn(
-            f"{name} comes with a {type(own).__name__}; sampling here uses DDIM with its noise schedule", stacklevel=2
+            f"{name} comes with a {type(own).__name__}; sampling here uses DDIM with its noise schedule", stacklevel=3
         )
-    return UNetDenoiser(unet.to(device), DDIMScheduler.from_config(own.config))
+    return DDIMScheduler.from_config(own.config)
+
+
+def _supported() -> str:
+    return (
+        "unconditional pixel pipelines (a UNet2DModel with a scheduler: DDPMPipeline, DDIMPipeline) and "
+        "Stable Diffusion 1.x, 2.x, XL and 3 (StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline)"
+    )
 
 
 def checkpoints(name: str) -> list[Path]:
@@ -111,31 +191,35 @@ def _offered() -> str:
     return f"expected a bundled model ({bundled}), a folder in diffusers' layout, or a hub id 'owner/name'"
 
 
-def _read_pipeline(source: str | Path, torch_dtype: torch.dtype) -> DiffusionPipeline:
-    """diffusers' own loader, held to safetensors, its errors put in words that help."""
-    if isinstance(source, Path):
-        if not (source / "model_index.json").is_file():
-            raise ValueError(f"{source} has no model_index.json; expected a folder that save_pretrained of a pipeline wrote")
-        if not list(source.rglob("*.safetensors")):
-            pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in source.rglob(suffix))
-            if pickled:
-                raise ValueError(
-                    f"{source} has pickled weights ({', '.join(pickled)}), which can run code when read and are refused; "
-                    "save them as safetensors (save_pretrained with safe_serialization=True)"
-                )
-            raise ValueError(f"{source} has no .safetensors weights")
+def _check_folder(source: Path) -> None:
+    """That the folder is a pipeline's, with safetensors weights."""
+    if not (source / "model_index.json").is_file():
+        raise ValueError(f"{source} has no model_index.json; expected a folder that save_pretrained of a pipeline wrote")
+    if not list(source.rglob("*.safetensors")):
+        pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in source.rglob(suffix))
+        if pickled:
+            raise ValueError(
+                f"{source} has pickled weights ({', '.join(pickled)}), which can run code when read and are refused; "
+                "save them as safetensors (save_pretrained with safe_serialization=True)"
+            )
+        raise ValueError(f"{source} has no .safetensors weights")
+
+
+def _read(source: str | Path, read: Callable[[], T]) -> T:
+    """What diffusers' own loader reads, its errors put in words that help."""
     noisy = logging.is_progress_bar_enabled()
-    if isinstance(source, Path):  # a bar is for downloads, not for two files on the disk
+    if isinstance(source, Path):  # a bar is for downloads, not for files on the disk
         logging.disable_progress_bar()
     try:
-        return DiffusionPipeline.from_pretrained(source, dtype=torch_dtype, use_safetensors=True)
+        return read()
     except Exception as error:
         if isinstance(source, Path):
             raise ValueError(f"{source} cannot be read, a file in it may be damaged or truncated: {error}") from error
         raise OSError(
             f"could not get {source!r} from the hub: it is misspelt, gated, without safetensors weights, or the hub cannot "
-            f"be reached. Without a network, use a bundled model ({', '.join(map(repr, BUNDLED))}), or fetch it where there "
-            f"is one (hf download {source} --local-dir FOLDER) and load the folder. ({type(error).__name__}: {error})"
+            f"be reached. A gated model asks you to accept its terms on its page and to log in (hf auth login). Without a "
+            f"network, use a bundled model ({', '.join(map(repr, BUNDLED))}), or fetch it where there is one "
+            f"(hf download {source} --local-dir FOLDER) and load the folder. ({type(error).__name__}: {error})"
         ) from error
     finally:
         if noisy:

@@ -6,44 +6,67 @@ import argparse
 import sys
 from pathlib import Path
 
+COMMANDS = {
+    "mnist": "the unconditional diffusion model of MNIST digits, 32×32",
+    "fashion": "the latent text-to-image model of Fashion-MNIST garments, in Stable Diffusion's layout",
+    "cifar10": "an unconditional RGB diffusion model of CIFAR-10 images, or of any folder of images, 32×32",
+    "classifier": "the digit classifier that judges completed digits",
+    "fashion-classifier": "the garment classifier that judges generated garments",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fcs_lab.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in {
-        "mnist": "the unconditional diffusion model of MNIST digits, 32×32",
-        "classifier": "the digit classifier that judges completed digits",
-    }.items():
+    for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("--data", type=Path, help="folder with MNIST's idx files; without it they are downloaded")
+        if name == "cifar10":
+            command.add_argument(
+                "--data", type=Path, required=True, help="cifar10_train.npz, CIFAR-10's own python batches, or images"
+            )
+        else:
+            command.add_argument("--data", type=Path, help="folder with the idx files; without it they are downloaded")
         command.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the run (%(default)s)")
         command.add_argument("--device", default="cpu", help="where to train: cpu, cuda, mps (%(default)s)")
         command.add_argument("--max-steps", type=int, help="stop after so many steps; run again to go on")
         command.add_argument("--no-progress", action="store_true", help="no progress bar")
-        if name == "mnist":
+        if "classifier" not in name:
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast: about twice as fast")
     options = parser.parse_args(arguments)
-
-    # torch and diffusers take seconds to import: only once the arguments are known to be right.
-    from fcs_lab.data import read_mnist, scale
-
-    images, labels = read_mnist(options.data, "train")
     common = {"max_steps": options.max_steps, "device": options.device, "progress": not options.no_progress}
+    if "classifier" not in options.command:
+        common["bf16"] = options.bf16
     try:
-        if options.command == "mnist":
-            from fcs_lab.training.diffusion import MNIST, train
-
-            path = train(MNIST, scale(images), options.out, bf16=options.bf16, **common)
-        else:
-            from fcs_lab.training.classifier import train_classifier
-
-            test = read_mnist(options.data, "test")
-            path = train_classifier(scale(images), labels, *test, out=options.out, **common)
+        print(_run(options.command, options.data, options.out, common))
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {options.out}", file=sys.stderr)
         return 130
-    print(path)
     return 0
+
+
+def _run(command: str, data: Path | None, out: Path, common: dict) -> Path:
+    # torch and diffusers take seconds to import: only once the arguments are known to be right.
+    from fcs_lab.data import read_fashion_mnist, read_mnist, scale
+
+    if command == "cifar10":
+        from fcs_lab.data import read_cifar10
+        from fcs_lab.training.diffusion import CIFAR10, train
+
+        return train(CIFAR10, read_cifar10(data), out, **common)
+    read = read_fashion_mnist if command.startswith("fashion") else read_mnist
+    images, labels = read(data, "train")
+    if command == "mnist":
+        from fcs_lab.training.diffusion import MNIST, train
+
+        return train(MNIST, scale(images), out, **common)
+    if command == "fashion":
+        from fcs_lab.training.fashion import FASHION, train_fashion
+
+        return train_fashion(FASHION, scale(images), labels, out, **common)
+    from fcs_lab.training.classifier import train_classifier
+
+    garments = {"flip": True, "steps": 6000} if command.startswith("fashion") else {}
+    return train_classifier(scale(images), labels, *read(data, "test"), out=out, **garments, **common)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training of the digit classifier: minutes on a CPU; it starts over if interrupted."""
+"""Training of the digit and the garment classifier: minutes on a CPU; it starts over if interrupted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.classifier import DigitClassifier
+from fcs_lab.classifier import Classifier
 from fcs_lab.data import scale
 
 __all__ = ["train_classifier"]
@@ -24,6 +24,7 @@ def train_classifier(
     out: str | Path,
     *,
     steps: int = 3000,
+    flip: bool = False,
     max_steps: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
@@ -31,25 +32,29 @@ def train_classifier(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Path:
-    """Train on digits shifted by up to two pixels, and write weights and test accuracy to `out`.
+    """Train on images shifted by up to two pixels, and write weights and test accuracy to `out`.
 
     Args:
-        images, labels: Training digits (N, 1, 32, 32) float32 in [-1, 1], and (N,).
+        images, labels: Training images (N, 1, 32, 32) float32 in [-1, 1], and (N,).
         test_images, test_labels: As uint8, (M, 32, 32) and (M,).
+        flip: Mirror half of the batches.
         steps: Length of the run (one cycle of the learning rate); `max_steps` cuts it short.
 
     Returns:
         The folder, with `model.safetensors` and `accuracy.json`.
     """
     torch.manual_seed(seed)
-    classifier = DigitClassifier().to(device)
+    classifier = Classifier().to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(min(steps, max_steps or steps)), unit="step", disable=not progress):
         batch = torch.randint(len(images), (batch_size,), generator=generator)
         dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
-        logits = classifier(images[batch].roll((dy, dx), (2, 3)).to(device))
+        x = images[batch].roll((dy, dx), (2, 3))
+        if flip and torch.rand((), generator=generator) < 0.5:
+            x = x.flip(3)
+        logits = classifier(x.to(device))
         loss = torch.nn.functional.cross_entropy(logits, labels[batch].long().to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

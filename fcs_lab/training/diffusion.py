@@ -1,13 +1,8 @@
-"""Training of an unconditional pixel U-Net, in pieces that may be interrupted.
-
-Step n draws its batch, timesteps and noise from a generator seeded with (seed, n) and nothing else, so a run that
-was interrupted and resumed takes the very steps that an uninterrupted one takes.
-"""
+"""Training of an unconditional pixel U-Net, in pieces that may be interrupted."""
 
 from __future__ import annotations
 
 import copy
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +10,10 @@ from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fcs_lab.images import to_pil
+from fcs_lab.training.loop import optimize
 
 __all__ = ["MNIST", "Recipe", "train"]
 
@@ -30,7 +23,8 @@ class Recipe:
     """All that a run depends on besides its data.
 
     `unet` and `scheduler` are the arguments of diffusers' `UNet2DModel` and `DDPMScheduler`; `steps` is the length of
-    the learning rate's cosine; `checkpoints` are the steps at which the averaged weights are also kept in half precision.
+    the learning rate's cosine; `checkpoints` are the steps at which the averaged weights are also kept in half precision;
+    `flip` mirrors half of the images.
     """
 
     unet: dict[str, Any]
@@ -41,6 +35,7 @@ class Recipe:
     learning_rate: float = 8e-4
     warmup_steps: int = 200
     ema_decay: float = 0.999
+    flip: bool = False
     seed: int = 0
 
 
@@ -93,16 +88,19 @@ def train(
     torch.manual_seed(recipe.seed)
     unet = UNet2DModel(**recipe.unet).to(device)
     scheduler = DDPMScheduler(**recipe.scheduler)
-    parameters = list(unet.parameters())
-    ema = EMAModel(parameters, decay=recipe.ema_decay)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    step, loss_average = _resume(out, unet, ema, optimizer)
-    last = recipe.steps if max_steps is None else min(recipe.steps, step + max_steps)
 
-    def save() -> None:
-        _save_state(out, unet, ema, optimizer, step, loss_average)
-        ema.store(parameters)
-        ema.copy_to(parameters)
+    def loss_of(generator: torch.Generator) -> Tensor:
+        x_0 = images[torch.randint(len(images), (recipe.batch_size,), generator=generator)].to(device)
+        if recipe.flip:
+            x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1, generator=generator).to(device) < 0.5, x_0, x_0.flip(3))
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), generator=generator).to(device)
+        noise = torch.randn(x_0.shape, generator=generator).to(device)
+        x_t = scheduler.add_noise(x_0, noise, t)
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            prediction = unet(x_t, t).sample
+        return (prediction.float() - noise).square().mean()
+
+    def save(step: int) -> None:
         pipeline = DDPMPipeline(unet, scheduler)
         pipeline.save_pretrained(out / "model")
         if step in recipe.checkpoints:
@@ -110,78 +108,19 @@ def train(
             pipeline.save_pretrained(kept)
             copy.deepcopy(unet).half().save_pretrained(kept / "unet")
         _write_samples(unet, scheduler, out / "samples" / f"step-{step:05d}.png")
-        ema.restore(parameters)
 
-    bar = tqdm(total=recipe.steps, initial=step, unit="step", disable=not progress)
-    generator = torch.Generator()
-    try:
-        while step < last:
-            generator.manual_seed(recipe.seed * 10_000_019 + step)
-            x_0 = images[torch.randint(len(images), (recipe.batch_size,), generator=generator)].to(device)
-            t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), generator=generator).to(device)
-            noise = torch.randn(x_0.shape, generator=generator).to(device)
-            x_t = scheduler.add_noise(x_0, noise, t)
-            with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-                prediction = unet(x_t, t).sample
-            loss = (prediction.float() - noise).square().mean()
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            ema.step(parameters)
-            step += 1
-            # A running mean over about 200 steps, exact from the first.
-            weight = max(1 / step, 1 / 200)
-            loss_average += weight * (loss.item() - loss_average)
-            bar.update()
-            bar.set_postfix(loss=f"{loss_average:.4f}")
-            if step % save_every == 0 or step in recipe.checkpoints or step == last:
-                save()
-    except KeyboardInterrupt:
-        # Nothing of an interrupted run is lost, unless it was hit in the midst of an update: then the last save stands.
-        if step and optimizer.state[parameters[0]]["step"] == step == ema.optimization_step:
-            save()
-        raise
-    finally:
-        bar.close()
+    optimize(
+        list(unet.parameters()),
+        loss_of,
+        recipe,
+        out,
+        save,
+        max_steps=max_steps,
+        save_every=save_every,
+        save_at=recipe.checkpoints,
+        progress=progress,
+    )
     return out / "model"
-
-
-def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    return min(1.0, (step + 1) / recipe.warmup_steps) * (1 + math.cos(math.pi * step / recipe.steps)) / 2
-
-
-def _save_state(out: Path, unet, ema, optimizer, step: int, loss_average: float) -> None:
-    """All that a resumed run needs, as one safetensors file, replaced in one move."""
-    state = {f"model.{i}": p.detach() for i, p in enumerate(unet.parameters())}
-    state |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
-    for i, p in enumerate(unet.parameters()):
-        state |= {f"adam.{i}.{name}": value for name, value in optimizer.state[p].items()}
-    state["loss_average"] = torch.tensor(loss_average, dtype=torch.float64)
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / "state.safetensors.part"
-    save_file(state, partial, metadata={"step": str(step)})
-    partial.replace(out / "state.safetensors")
-
-
-def _resume(out: Path, unet, ema, optimizer) -> tuple[int, float]:
-    path = out / "state.safetensors"
-    if not path.exists():
-        return 0, 0.0
-    state = load_file(path)
-    with torch.no_grad():
-        for i, p in enumerate(unet.parameters()):
-            p.copy_(state[f"model.{i}"])
-            ema.shadow_params[i].copy_(state[f"ema.{i}"])
-            optimizer.state[p] = {
-                name: state[f"adam.{i}.{name}"].to("cpu" if name == "step" else p.device)
-                for name in ("step", "exp_avg", "exp_avg_sq")
-            }
-    ema.optimization_step = step = int(state["adam.0.step"])
-    return step, state["loss_average"].item()
 
 
 def _write_samples(unet, scheduler: DDPMScheduler, path: Path, rows: int = 4, num_inference_steps: int = 50) -> None:

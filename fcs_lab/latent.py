@@ -1,0 +1,331 @@
+"""Latent and text-conditional models: `LatentDenoiser` over diffusers' Stable Diffusion pipelines, and what the tasks
+become in their latent space.
+
+The method sees x̂_0 in latent space; images are decoded from it. A task that is given in pixels is carried over by
+`in_latents`: inpainting by the latent mask rule, any other through the decoder, never through the U-Net.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor
+
+from fcs_lab.checks import is_number
+from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint, _Constraint
+from fcs_lab.denoisers import Denoiser, estimate_x0, levels_at, prediction_type_of
+from fcs_lab.images import ImageLike, MaskLike
+
+__all__ = ["Decoded", "LatentDenoiser", "LatentInpainting", "decode", "image_shape", "in_latents"]
+
+
+class LatentDenoiser:
+    """x̂_0 in the latent space of a Stable Diffusion pipeline, for one prompt or one an image.
+
+    Supported are SD 1.x and 2.x, SDXL and SD 3 in diffusers' layout; `fcs_lab.load` makes it. The pipeline stays
+    usable as `pipeline`: its VAE slicing and tiling, and its CPU offload, are diffusers' own and are respected here.
+
+    Args:
+        pipeline: A diffusers pipeline; its networks are frozen and put into evaluation mode.
+        scheduler: The noise schedule the network was trained on; a rectified flow's, for SD 3.
+        prompt, negative_prompt, guidance_scale: As for `with_prompt`.
+
+    Raises:
+        ValueError: The denoising network does not take the VAE's latents alone (an inpainting or depth model).
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        scheduler: SchedulerMixin,
+        prompt: str | list[str] = "",
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float = 1.0,
+    ):
+        self.pipeline = pipeline
+        self.scheduler = scheduler
+        self.network = getattr(pipeline, "unet", None) or pipeline.transformer
+        self.vae = pipeline.vae
+        config, vae = self.network.config, self.vae.config
+        if config.in_channels != vae.latent_channels:
+            raise ValueError(
+                f"the denoising network has {config.in_channels} input channels, the VAE {vae.latent_channels} latent ones; "
+                "expected as many: load a base model (such as stable-diffusion-v1-5/stable-diffusion-v1-5), "
+                "not an inpainting, depth or upscaling one"
+            )
+        self.prediction_type = prediction_type_of(scheduler)
+        for module in pipeline.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False).eval()
+        self.factor = 2 ** (len(vae.block_out_channels) - 1)
+        size = config.sample_size
+        self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        self._set_prompt(prompt, negative_prompt, guidance_scale)
+
+    @property
+    def device(self) -> torch.device:
+        """Where x_t has to be; with CPU offload, where the network runs."""
+        return self.pipeline._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that latents of `shape` are decoded to."""
+        return (self.vae.config.out_channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+
+    def with_prompt(
+        self, prompt: str | list[str], negative_prompt: str | list[str] | None = None, guidance_scale: float = 7.5
+    ) -> LatentDenoiser:
+        """The same model, its weights shared, under another prompt.
+
+        Args:
+            prompt: What is asked for; one for all images, or one for each. "" is the null prompt.
+            negative_prompt: What is guided away from; one, or one for each. None: the null prompt.
+            guidance_scale: s of diffusers' convention: uncond + s (cond − uncond), both in one batch, so an evaluation
+                costs two. 1 is no guidance: the prompt alone.
+
+        Raises:
+            TypeError, ValueError: An argument of the wrong type, a negative number, lists of different lengths, or
+                guidance on a network without a null prompt (one that had guidance distilled into it).
+        """
+        other = copy.copy(self)
+        other._set_prompt(prompt, negative_prompt, guidance_scale)
+        return other
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentDenoiser({type(self.pipeline).__name__}, prompt={self.prompt!r}, "
+            f"negative_prompt={self.negative_prompt!r}, guidance_scale={self.guidance_scale:g})"
+        )
+
+    def __call__(self, x_t: Tensor, t: int | float | Tensor) -> Tensor:
+        self._check_shape(x_t, "x_t", self.shape[0], 1)
+        signal, noise = levels_at(self, t, x_t)
+        B, guided = len(x_t), self.guidance_scale != 1
+        t = torch.as_tensor(t, device=x_t.device).expand(B)
+        x = x_t.to(self.dtype)
+        if guided:
+            uncond, cond = self._predict(torch.cat([x, x]), torch.cat([t, t]), B).to(noise.dtype).chunk(2)
+            output = uncond + self.guidance_scale * (cond - uncond)
+        else:
+            output = self._predict(x, t, B).to(noise.dtype)
+        return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents (B, c, H/factor, W/factor), float32 at least: the posterior's mode.
+
+        Raises:
+            ValueError: Another number of channels, or a size that the VAE's factor does not divide.
+        """
+        self._check_shape(images, "images", self.vae.config.in_channels, self.factor)
+        latents = self.vae.encode(images.to(self.device, self._vae_dtype())).latent_dist.mode()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (latents.to(_at_least_float32(images.dtype)) - shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
+        self._check_shape(latents, "latents", self.shape[0], 1)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        z = latents / self.vae.config.scaling_factor + shift
+        images = self.vae.decode(z.to(self.device, self._vae_dtype()), return_dict=False)[0]
+        return images.to(_at_least_float32(latents.dtype))
+
+    def _vae_dtype(self) -> torch.dtype:
+        """The VAE's precision, once it is one that it can run in (SDXL's overflows in float16, and says so)."""
+        if self.vae.dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False):
+            self.vae.to(torch.float32)
+        return self.vae.dtype
+
+    def _check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, height, width)")
+        height, width = x.shape[-2:]
+        if height % multiple or width % multiple:
+            near = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
+            raise ValueError(
+                f"{name} is {height}×{width} (height × width); the VAE needs multiples of {multiple}: "
+                f"the nearest is {near[0]}×{near[1]}"
+            )
+
+    @torch.no_grad()
+    def _set_prompt(self, prompt: str | list[str], negative_prompt: str | list[str] | None, guidance_scale: float) -> None:
+        if not is_number(guidance_scale) or guidance_scale < 0:
+            raise ValueError(f"guidance_scale is {guidance_scale!r}; expected a number of at least 0 (1 is no guidance)")
+        prompts, negatives = _as_list(prompt, "prompt"), _as_list("" if negative_prompt is None else negative_prompt)
+        if len({len(prompts), len(negatives)} - {1}) > 1:
+            raise ValueError(
+                f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; expected as many, or 1"
+            )
+        if getattr(self.network.config, "time_cond_proj_dim", None) is not None:
+            raise ValueError(
+                "guidance_scale: the network had guidance distilled into it and has no null prompt to guide away from; "
+                "expected a base model"
+            )
+        if guidance_scale == 1 and negative_prompt is not None:
+            warnings.warn("negative_prompt has no effect: guidance_scale is 1, which is no guidance", stacklevel=3)
+        if prompts == negatives:
+            guidance_scale = 1.0  # nothing to guide from or to
+        self.prompt, self.negative_prompt, self.guidance_scale = prompt, negative_prompt, float(guidance_scale)
+        self.num_prompts = max(len(prompts), len(negatives))
+        wanted = self._encode_prompt(prompts * (self.num_prompts // len(prompts)))
+        unwanted = self._encode_prompt(negatives * (self.num_prompts // len(negatives))) if guidance_scale != 1 else []
+        # Each of the text's tensors as (branches, prompts, …), the unwanted branch first, as diffusers has it.
+        branches = [unwanted, wanted] if unwanted else [wanted]
+        self._text = [torch.stack(parts) for parts in zip(*branches, strict=True)]
+
+    def _encode_prompt(self, prompts: list[str]) -> list[Tensor]:
+        """The token embeddings (n, L, D) and, where the network takes it, the pooled embedding (n, D')."""
+        encoded = self.pipeline.encode_prompt(
+            prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False,
+            **({"prompt_2": None, "prompt_3": None} if hasattr(self.pipeline, "transformer") else {}),
+        )  # fmt: skip
+        return [part for part in (encoded[0], encoded[2] if len(encoded) == 4 else None) if part is not None]
+
+    def _predict(self, x: Tensor, t: Tensor, B: int) -> Tensor:
+        """The network's output for x (branches · B, c, h, w)."""
+        if self.num_prompts not in (1, B):
+            raise ValueError(f"there are {self.num_prompts} prompts for a batch of {B}; expected one, or one for each image")
+        text, *pooled = (part.expand(-1, B, *part.shape[2:]).flatten(0, 1).to(x.device, self.dtype) for part in self._text)
+        if hasattr(self.pipeline, "transformer"):  # SD 3
+            return self.network(
+                hidden_states=x, timestep=t, encoder_hidden_states=text, pooled_projections=pooled[0], return_dict=False
+            )[0]
+        conditions: dict[str, Any] = {}
+        if pooled:  # SDXL: the size that the image has, is cropped from and is to have
+            size = [side * self.factor for side in x.shape[-2:]]
+            conditions["added_cond_kwargs"] = {
+                "text_embeds": pooled[0],
+                "time_ids": torch.tensor([[*size, 0, 0, *size]], device=x.device, dtype=self.dtype).expand(len(x), -1),
+            }
+        return self.network(x, t, encoder_hidden_states=text, return_dict=False, **conditions)[0]
+
+
+def decode(model: Denoiser, x0: Tensor) -> Tensor:
+    """x̂_0 as images (B, C, H, W): decoded for a latent model, as it is for a pixel model."""
+    return model.decode(x0) if isinstance(model, LatentDenoiser) else x0
+
+
+def image_shape(model: Denoiser) -> tuple[int, ...]:
+    """(C, H, W) of the images that the model makes, at its own size."""
+    return model.image_shape if isinstance(model, LatentDenoiser) else tuple(model.shape)
+
+
+def in_latents(task: Constraint, model: Denoiser) -> Constraint:
+    """The task as the model's x̂_0 has to meet it: itself, or for a latent model `LatentInpainting` or `Decoded`."""
+    if not isinstance(model, LatentDenoiser) or isinstance(task, LatentInpainting | Decoded):
+        return task
+    if isinstance(task, Inpainting):
+        return LatentInpainting(task.y, task.mask, model)
+    return Decoded(task, model)
+
+
+class LatentInpainting(LinearConstraint):
+    """Inpainting in latent space: e = known ⊙ (y − x̂_0) with y the encoding of the image, grey under the mask.
+
+    A latent cell is known only if all of its pixels are (paper's code, and diffusers'). So some known pixels are the
+    model's to redraw, and all pass through the VAE.
+
+    Args:
+        image, mask: As for `Inpainting`.
+        model: The latent model; image sizes are multiples of its VAE's factor.
+        keep_known: Put the given pixels back, exactly, into the images that are returned.
+
+    Raises:
+        TypeError, ValueError: As for `Inpainting`; a size that the VAE's factor does not divide; a mask that leaves no
+            latent cell known.
+    """
+
+    def __init__(self, image: ImageLike, mask: MaskLike, model: LatentDenoiser, *, keep_known: bool = False):
+        task = Inpainting(image, mask)
+        masked = task.y
+        model._check_shape(masked, "image", model.vae.config.in_channels, model.factor)
+        hidden = torch.nn.functional.max_pool2d(task.mask.float(), model.factor) > 0
+        if bool(hidden.flatten(1).all(1).any()):
+            raise ValueError(
+                f"mask hides a pixel of every {model.factor}×{model.factor} latent cell, so that nothing is known in latent "
+                "space; expected a mask that leaves whole cells free"
+            )
+        self.mask, self.image, self.keep_known = task.mask, masked, keep_known
+        self.known = (~hidden).to(masked)
+        with torch.no_grad():
+            latents = model.encode(masked)
+        self.known = self.known.to(latents)
+        self._measure((self.known * latents).expand(len(masked), -1, -1, -1))
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.known * x
+
+    A_adjoint = A
+
+    def finish(self, images: Tensor) -> Tensor:
+        """The decoded images (B, C, H, W), with the known pixels put back if `keep_known`."""
+        if not self.keep_known:
+            return images
+        return torch.where(self.mask.to(images.device), images, self.image.to(images))
+
+
+class Decoded(_Constraint):
+    """A task on pixels, imposed on latents through the VAE's decoder D: C(D(x̂_0)). The U-Net is not differentiated.
+
+    Args:
+        task: The task, on images.
+        model: The latent model.
+        derivative: "backward": e = J_Dᵀ e_pixels, a backward pass through the decoder. "forward": a finite difference
+            through the encoder E, (E(D(x̂_0) + h e_pixels) − E(D(x̂_0)))/h ≈ J_E e_pixels, which is J_D⁻¹ e_pixels
+            where the VAE is a faithful code: no backward pass at all.
+
+    Raises:
+        ValueError: The task's images are of a size that the VAE's factor does not divide, or of other channels.
+    """
+
+    def __init__(self, task: Constraint, model: LatentDenoiser, *, derivative: Literal["backward", "forward"] = "backward"):
+        if derivative not in ("backward", "forward"):
+            raise ValueError(f"derivative is {derivative!r}; expected 'backward' or 'forward'")
+        self.task, self.model, self.derivative = task, model, derivative
+        self.batch_size, self.shape = task.batch_size, None
+        if task.shape is not None:
+            image = torch.empty(1, *task.shape, device="meta")
+            model._check_shape(image, "the task's image", model.image_shape[0], model.factor)
+            self.shape = (model.shape[0], *(side // model.factor for side in task.shape[1:]))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Decoded:
+        moved = copy.copy(self)
+        moved.task = self.task.to(device, dtype)
+        return moved
+
+    def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        if self.derivative == "forward":
+            images = self.model.decode(x0)
+            cost, error = self.task.cost_and_error(images)
+            size = error.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
+            h = self.STEP / size.where(size > 0, 1)
+            return cost, (self.model.encode(images + h * error) - self.model.encode(images)).to(x0) / h
+        with torch.enable_grad():
+            x0 = x0.detach().requires_grad_()
+            images = self.model.decode(x0)
+            cost, error = self.task.cost_and_error(images.detach())
+            return cost.detach(), torch.autograd.grad(images, x0, error)[0]
+
+    STEP = 0.1
+    """The largest change of a pixel in the "forward" difference, in units of images in [-1, 1]."""
+
+    def finish(self, images: Tensor) -> Tensor:
+        return images
+
+
+def _as_list(value: str | list[str], name: str = "negative_prompt") -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
+        raise TypeError(f"{name} is {value!r}; expected a string or a list of strings")
+    return list(values)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

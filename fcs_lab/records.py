@@ -7,6 +7,7 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["save_figure", "save_record"]
 def save_record(
     path: str | Path,
     *,
-    model: str,
+    model: str | Sequence[str],
     seed: int,
     settings: dict[str, Any],
     numbers: Any,
@@ -29,16 +30,20 @@ def save_record(
 
     Args:
         path: The JSON file.
-        model: The model's name; for a bundled one its weights' SHA-256 is added.
+        model: The model's name, or several; for a bundled one its weights' SHA-256 are added.
         seed: The generator's seed; images of a batch use seed, seed + 1, ….
         settings: What the result depends on besides.
         numbers: What is shown; the same whenever the command is run again on the same machine.
         timings: Seconds and what follows from them; kept apart, because they are not.
     """
-    weights = sorted((WEIGHTS / model).rglob("*.safetensors"))
+    names = [model] if isinstance(model, str) else list(model)
+    weights = [path for name in names for path in sorted((WEIGHTS / name).rglob("*.safetensors"))]
     record = {
         "command": shlex.join(["python", *_relative(sys.argv)]),
-        "model": {"name": model, "sha256": {w.name: hashlib.sha256(w.read_bytes()).hexdigest() for w in weights}},
+        "model": {
+            "name": ", ".join(names),
+            "sha256": {str(w.relative_to(WEIGHTS)): hashlib.sha256(w.read_bytes()).hexdigest() for w in weights},
+        },
         "seed": seed,
         "settings": settings,
         "numbers": numbers,

@@ -68,8 +68,10 @@ def test_the_benchmark_measures_ratios(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", FIGURES + TABLES, ids=lambda path: path.stem)
 def test_what_is_committed_was_made_with_these_weights(path):
     record = json.loads((OUTPUT / path.stem).with_suffix(".json").read_text())
-    sums = json.loads((WEIGHTS / "checksums.json").read_text())[record["model"]["name"]]
-    assert record["model"]["sha256"] == {Path(name).name: s for name, s in sums.items() if name.endswith(".safetensors")}
+    sums = json.loads((WEIGHTS / "checksums.json").read_text())
+    names = record["model"]["name"].split(", ")
+    expected = {f"{name}/{file}": s for name in names for file, s in sums[name].items() if file.endswith(".safetensors")}
+    assert record["model"]["sha256"] == expected
     assert record["command"] == f"python figures/{path.name}"
     if path in FIGURES:
         assert (OUTPUT / path.stem).with_suffix(".png").exists() and (OUTPUT / path.stem).with_suffix(".pdf").exists()

@@ -201,14 +201,14 @@ class CostConstraint(_Constraint):
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x0 = x0.detach().requires_grad_()
-            cost = self._cost(x0)
+            cost = self.cost(x0)
             if not cost.requires_grad:
                 raise ValueError(
                     "fn's cost does not depend differentiably on x̂_0; expected torch operations on its argument"
                 )
             return cost.detach(), -torch.autograd.grad(cost.sum(), x0)[0]
 
-    def _cost(self, x0: Tensor) -> Tensor:
+    def cost(self, x0: Tensor) -> Tensor:
         cost = self.fn(x0)
         if isinstance(cost, Tensor) and cost.ndim == 0 and len(x0) > 1:
             cost = torch.stack([self.fn(image) for image in x0.split(1)])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -178,7 +179,8 @@ def _train_vae(recipe, images, out: Path, device, autocast, common) -> Autoencod
         list(vae.parameters()), loss_of, recipe.vae_stage, out, lambda step: vae.save_pretrained(out / "model"), **common
     )
     # The averaged weights are the model; what the run ended with is only where it would go on.
-    return AutoencoderKL.from_pretrained(out / "model").to(device).requires_grad_(False).eval()
+    vae.load_state_dict(load_file(out / "model" / "diffusion_pytorch_model.safetensors"))
+    return vae.requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,22 +21,25 @@ from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint, _Const
 from fcs_lab.denoisers import Denoiser, estimate_x0, levels_at, prediction_type_of
 from fcs_lab.images import ImageLike, MaskLike
 
-__all__ = ["Decoded", "LatentDenoiser", "LatentInpainting", "decode", "image_shape", "in_latents"]
+__all__ = ["Decoded", "LatentDenoiser", "LatentInpainting", "check_base_model", "decode", "image_shape", "in_latents"]
 
 
 class LatentDenoiser:
     """x̂_0 in the latent space of a Stable Diffusion pipeline, for one prompt or one an image.
 
     Supported are SD 1.x and 2.x, SDXL and SD 3 in diffusers' layout; `fcs_lab.load` makes it. The pipeline stays
-    usable as `pipeline`: its VAE slicing and tiling, and its CPU offload, are diffusers' own and are respected here.
+    usable as `pipeline`: its VAE's slicing and tiling, and its CPU offload, are diffusers' own and are respected here.
 
     Args:
-        pipeline: A diffusers pipeline; its networks are frozen and put into evaluation mode.
-        scheduler: The noise schedule the network was trained on; a rectified flow's, for SD 3.
+        pipeline: A diffusers pipeline; its networks are frozen and put into evaluation mode. SDXL's VAE overflows in
+            float16 and, where it says so, is put into float32.
+        scheduler: The noise schedule the network was trained on; a rectified flow's, for SD 3. x̂_0 is never clipped
+            to [-1, 1], whatever the scheduler says: that is for images.
         prompt, negative_prompt, guidance_scale: As for `with_prompt`.
 
     Raises:
-        ValueError: The denoising network does not take the VAE's latents alone (an inpainting or depth model).
+        ValueError: The network is no base model: it takes more than the VAE's latents (an inpainting or depth model),
+            had guidance distilled into it, or is SDXL's refiner.
     """
 
     def __init__(
@@ -51,17 +55,19 @@ class LatentDenoiser:
         self.network = getattr(pipeline, "unet", None) or pipeline.transformer
         self.vae = pipeline.vae
         config, vae = self.network.config, self.vae.config
-        if config.in_channels != vae.latent_channels:
-            raise ValueError(
-                f"the denoising network has {config.in_channels} input channels, the VAE {vae.latent_channels} latent ones; "
-                "expected as many: load a base model (such as stable-diffusion-v1-5/stable-diffusion-v1-5), "
-                "not an inpainting, depth or upscaling one"
-            )
+        check_base_model(config, vae)
+        if pipeline.config.get("requires_aesthetics_score"):
+            raise ValueError("this is SDXL's refiner, which finishes another model's images; expected the base model")
         self.prediction_type = prediction_type_of(scheduler)
+        if scheduler.config.get("clip_sample"):
+            self.scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
         for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval()
+        if hasattr(pipeline, "upcast_vae") and self.vae.dtype == torch.float16 and vae.get("force_upcast"):
+            self.vae.to(torch.float32)
         self.factor = 2 ** (len(vae.block_out_channels) - 1)
+        self.multiple = self.factor * config.get("patch_size", 1)  # of which image sizes are multiples
         size = config.sample_size
         self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
         self._set_prompt(prompt, negative_prompt, guidance_scale)
@@ -86,14 +92,15 @@ class LatentDenoiser:
         """The same model, its weights shared, under another prompt.
 
         Args:
-            prompt: What is asked for; one for all images, or one for each. "" is the null prompt.
-            negative_prompt: What is guided away from; one, or one for each. None: the null prompt.
+            prompt: What is asked for; one for all images, or one for each. "" is the null prompt. For SD 1.x and 2.x
+                its embedding (n, L, D), as `pipeline.encode_prompt` returns it, will do as well.
+            negative_prompt: What is guided away from; one, or one for each; an embedding if the prompt is one. None:
+                the null prompt, which for SDXL is an embedding of zeros where its configuration says so.
             guidance_scale: s of diffusers' convention: uncond + s (cond − uncond), both in one batch, so an evaluation
                 costs two. 1 is no guidance: the prompt alone.
 
         Raises:
-            TypeError, ValueError: An argument of the wrong type, a negative number, lists of different lengths, or
-                guidance on a network without a null prompt (one that had guidance distilled into it).
+            TypeError, ValueError: An argument of the wrong type, a negative number, lists of different lengths.
         """
         other = copy.copy(self)
         other._set_prompt(prompt, negative_prompt, guidance_scale)
@@ -106,7 +113,7 @@ class LatentDenoiser:
         )
 
     def __call__(self, x_t: Tensor, t: int | float | Tensor) -> Tensor:
-        self._check_shape(x_t, "x_t", self.shape[0], 1)
+        self._check_shape(x_t, "x_t", self.shape[0], self.multiple // self.factor)
         signal, noise = levels_at(self, t, x_t)
         B, guided = len(x_t), self.guidance_scale != 1
         t = torch.as_tensor(t, device=x_t.device).expand(B)
@@ -124,8 +131,8 @@ class LatentDenoiser:
         Raises:
             ValueError: Another number of channels, or a size that the VAE's factor does not divide.
         """
-        self._check_shape(images, "images", self.vae.config.in_channels, self.factor)
-        latents = self.vae.encode(images.to(self.device, self._vae_dtype())).latent_dist.mode()
+        self._check_shape(images, "images", self.vae.config.in_channels, self.multiple)
+        latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return (latents.to(_at_least_float32(images.dtype)) - shift) * self.vae.config.scaling_factor
 
@@ -134,14 +141,8 @@ class LatentDenoiser:
         self._check_shape(latents, "latents", self.shape[0], 1)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         z = latents / self.vae.config.scaling_factor + shift
-        images = self.vae.decode(z.to(self.device, self._vae_dtype()), return_dict=False)[0]
+        images = self.vae.decode(z.to(self.device, self.vae.dtype), return_dict=False)[0]
         return images.to(_at_least_float32(latents.dtype))
-
-    def _vae_dtype(self) -> torch.dtype:
-        """The VAE's precision, once it is one that it can run in (SDXL's overflows in float16, and says so)."""
-        if self.vae.dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False):
-            self.vae.to(torch.float32)
-        return self.vae.dtype
 
     def _check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels:
@@ -150,43 +151,66 @@ class LatentDenoiser:
         if height % multiple or width % multiple:
             near = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
             raise ValueError(
-                f"{name} is {height}×{width} (height × width); the VAE needs multiples of {multiple}: "
+                f"{name} is {height}×{width} (height × width); the model needs multiples of {multiple}: "
                 f"the nearest is {near[0]}×{near[1]}"
             )
 
     @torch.no_grad()
-    def _set_prompt(self, prompt: str | list[str], negative_prompt: str | list[str] | None, guidance_scale: float) -> None:
+    def _set_prompt(
+        self,
+        prompt: str | list[str] | Tensor,
+        negative_prompt: str | list[str] | Tensor | None,
+        guidance_scale: float,
+    ) -> None:
         if not is_number(guidance_scale) or guidance_scale < 0:
             raise ValueError(f"guidance_scale is {guidance_scale!r}; expected a number of at least 0 (1 is no guidance)")
-        prompts, negatives = _as_list(prompt, "prompt"), _as_list("" if negative_prompt is None else negative_prompt)
-        if len({len(prompts), len(negatives)} - {1}) > 1:
+        if guidance_scale == 1 and negative_prompt is not None:
+            warnings.warn("negative_prompt has no effect: guidance_scale is 1, which is no guidance", stacklevel=4)
+        guided = guidance_scale != 1
+        if isinstance(prompt, Tensor):
+            wanted, unwanted = self._check_embeddings(prompt, negative_prompt, guided)
+        else:
+            wanted, unwanted = self._encode_prompt(prompt, negative_prompt, guided)
+        if guided and all(map(torch.equal, wanted, unwanted)):
+            guided, guidance_scale = False, 1.0  # nothing to guide from or to, at half the cost
+        self.prompt, self.negative_prompt, self.guidance_scale = prompt, negative_prompt, float(guidance_scale)
+        self.num_prompts = len(wanted[0])
+        # Each of the text's tensors as (branches, prompts, …), the unwanted branch first, as diffusers has it.
+        self._text = [torch.stack(parts) for parts in zip(*([unwanted, wanted] if guided else [wanted]), strict=True)]
+
+    def _encode_prompt(
+        self, prompt: str | list[str], negative_prompt: str | list[str] | None, guided: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of both branches the token embeddings (n, L, D) and, where the network takes it, the pooled one (n, D')."""
+        prompts = _as_list(prompt, "prompt")
+        negatives = None if negative_prompt is None else _as_list(negative_prompt, "negative_prompt")
+        n = max(len(prompts), len(negatives or prompts))
+        if len(prompts) not in (1, n) or len(negatives or prompts) not in (1, n):
             raise ValueError(
                 f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; expected as many, or 1"
             )
-        if getattr(self.network.config, "time_cond_proj_dim", None) is not None:
-            raise ValueError(
-                "guidance_scale: the network had guidance distilled into it and has no null prompt to guide away from; "
-                "expected a base model"
-            )
-        if guidance_scale == 1 and negative_prompt is not None:
-            warnings.warn("negative_prompt has no effect: guidance_scale is 1, which is no guidance", stacklevel=3)
-        if prompts == negatives:
-            guidance_scale = 1.0  # nothing to guide from or to
-        self.prompt, self.negative_prompt, self.guidance_scale = prompt, negative_prompt, float(guidance_scale)
-        self.num_prompts = max(len(prompts), len(negatives))
-        wanted = self._encode_prompt(prompts * (self.num_prompts // len(prompts)))
-        unwanted = self._encode_prompt(negatives * (self.num_prompts // len(negatives))) if guidance_scale != 1 else []
-        # Each of the text's tensors as (branches, prompts, …), the unwanted branch first, as diffusers has it.
-        branches = [unwanted, wanted] if unwanted else [wanted]
-        self._text = [torch.stack(parts) for parts in zip(*branches, strict=True)]
-
-    def _encode_prompt(self, prompts: list[str]) -> list[Tensor]:
-        """The token embeddings (n, L, D) and, where the network takes it, the pooled embedding (n, D')."""
         encoded = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False,
+            prompt=prompts * (n // len(prompts)),
+            negative_prompt=negatives and negatives * (n // len(negatives)),
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
             **({"prompt_2": None, "prompt_3": None} if hasattr(self.pipeline, "transformer") else {}),
-        )  # fmt: skip
-        return [part for part in (encoded[0], encoded[2] if len(encoded) == 4 else None) if part is not None]
+        )  # embeddings of the wanted and the unwanted, and for SDXL and SD 3 again, pooled
+        return list(encoded[0::2]), list(encoded[1::2])
+
+    def _check_embeddings(
+        self, prompt: Tensor, negative_prompt: object, guided: bool
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        if hasattr(self.pipeline, "text_encoder_2"):
+            raise TypeError("prompt is an embedding; expected text: this model takes a pooled embedding beside it")
+        width = self.network.config.cross_attention_dim
+        if prompt.ndim != 3 or prompt.shape[2] != width or not prompt.is_floating_point():
+            raise ValueError(f"prompt is an embedding of shape {tuple(prompt.shape)}; expected (n, tokens, {width})")
+        if guided and (not isinstance(negative_prompt, Tensor) or negative_prompt.shape != prompt.shape):
+            found = tuple(negative_prompt.shape) if isinstance(negative_prompt, Tensor) else repr(negative_prompt)
+            raise ValueError(f"negative_prompt is {found}; expected an embedding like prompt's, {tuple(prompt.shape)}")
+        return [prompt], [negative_prompt]
 
     def _predict(self, x: Tensor, t: Tensor, B: int) -> Tensor:
         """The network's output for x (branches · B, c, h, w)."""
@@ -205,6 +229,26 @@ class LatentDenoiser:
                 "time_ids": torch.tensor([[*size, 0, 0, *size]], device=x.device, dtype=self.dtype).expand(len(x), -1),
             }
         return self.network(x, t, encoder_hidden_states=text, return_dict=False, **conditions)[0]
+
+
+def check_base_model(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Whether the denoising network, by its configuration and the VAE's, is one that the method can use.
+
+    Raises:
+        ValueError: It is not; a base model is named.
+    """
+    base = "such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+    channels, latent_channels = network["in_channels"], vae["latent_channels"]
+    if channels != latent_channels:
+        raise ValueError(
+            f"the denoising network has {channels} input channels, the VAE {latent_channels} latent ones; "
+            f"expected as many: load a base model ({base}), not an inpainting, depth or upscaling one"
+        )
+    if network.get("time_cond_proj_dim") is not None:
+        raise ValueError(
+            "the denoising network had guidance distilled into it (time_cond_proj_dim), so that guidance_scale has no null "
+            f"prompt to guide away from; load a base model ({base})"
+        )
 
 
 def decode(model: Denoiser, x0: Tensor) -> Tensor:
@@ -245,7 +289,7 @@ class LatentInpainting(LinearConstraint):
     def __init__(self, image: ImageLike, mask: MaskLike, model: LatentDenoiser, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
-        model._check_shape(masked, "image", model.vae.config.in_channels, model.factor)
+        model._check_shape(masked, "image", model.vae.config.in_channels, model.multiple)
         hidden = torch.nn.functional.max_pool2d(task.mask.float(), model.factor) > 0
         if bool(hidden.flatten(1).all(1).any()):
             raise ValueError(
@@ -271,6 +315,10 @@ class LatentInpainting(LinearConstraint):
         return torch.where(self.mask.to(images.device), images, self.image.to(images))
 
 
+FORWARD_STEP = 0.1
+"""The largest change of a pixel in `Decoded`'s "forward" difference, in units of images in [-1, 1]."""
+
+
 class Decoded(_Constraint):
     """A task on pixels, imposed on latents through the VAE's decoder D: C(D(x̂_0)). The U-Net is not differentiated.
 
@@ -292,7 +340,7 @@ class Decoded(_Constraint):
         self.batch_size, self.shape = task.batch_size, None
         if task.shape is not None:
             image = torch.empty(1, *task.shape, device="meta")
-            model._check_shape(image, "the task's image", model.image_shape[0], model.factor)
+            model._check_shape(image, "the task's image", model.image_shape[0], model.multiple)
             self.shape = (model.shape[0], *(side // model.factor for side in task.shape[1:]))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Decoded:
@@ -305,7 +353,7 @@ class Decoded(_Constraint):
             images = self.model.decode(x0)
             cost, error = self.task.cost_and_error(images)
             size = error.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
-            h = self.STEP / size.where(size > 0, 1)
+            h = FORWARD_STEP / size.where(size > 0, 1)
             return cost, (self.model.encode(images + h * error) - self.model.encode(images)).to(x0) / h
         with torch.enable_grad():
             x0 = x0.detach().requires_grad_()
@@ -313,14 +361,11 @@ class Decoded(_Constraint):
             cost, error = self.task.cost_and_error(images.detach())
             return cost.detach(), torch.autograd.grad(images, x0, error)[0]
 
-    STEP = 0.1
-    """The largest change of a pixel in the "forward" difference, in units of images in [-1, 1]."""
-
     def finish(self, images: Tensor) -> Tensor:
         return images
 
 
-def _as_list(value: str | list[str], name: str = "negative_prompt") -> list[str]:
+def _as_list(value: str | list[str], name: str) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
         raise TypeError(f"{name} is {value!r}; expected a string or a list of strings")

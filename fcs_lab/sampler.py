@@ -184,8 +184,8 @@ def sample(
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{error}\nTo need less memory: a smaller batch_size ({batch_size}); torch_dtype=torch.float16 in load; "
-            "direction='newton', which keeps no graph of the denoiser; for a latent model also "
-            "model.pipeline.enable_vae_slicing(), enable_vae_tiling() or enable_model_cpu_offload(), and a smaller image"
+            "direction='newton', which keeps no graph of the denoiser; for a latent model also a smaller image, "
+            "model.vae.enable_slicing(), model.vae.enable_tiling() or model.pipeline.enable_model_cpu_offload()"
         ) from error
 
 

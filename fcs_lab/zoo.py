@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
-from diffusers.utils import logging
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from fcs_lab.denoisers import UNetDenoiser
 from fcs_lab.latent import LatentDenoiser
@@ -30,6 +34,8 @@ LATENT_PIPELINES = {
     f"StableDiffusion{version}{task}Pipeline" for version in ("", "XL", "3") for task in ("", "Img2Img", "Inpaint")
 } | {"FastConstrainedPipeline"}
 """The pipeline classes that `load` takes, by the name in their model_index.json."""
+OWN_PIPELINES = {"FastConstrainedPipeline": "StableDiffusionPipeline"}
+"""Those of this package, and the class of diffusers with the same parts."""
 
 
 def load(
@@ -78,9 +84,7 @@ def load(
     if isinstance(source, Path):
         _check_folder(source)
     index = _read(source, lambda: DiffusionPipeline.load_config(source))
-    kind = index.get("_class_name")
-    if kind not in PIXEL_PIPELINES | LATENT_PIPELINES:
-        raise ValueError(f"{name} is a {kind}; supported are {_supported()}")
+    kind = _check_index(name, index)
     if kind in PIXEL_PIPELINES:
         for argument, value in (
             ("prompt", prompt),
@@ -89,11 +93,13 @@ def load(
         ):
             if value is not None:
                 raise ValueError(f"{argument} is {value!r}, but {name} is an unconditional model; it takes no prompt")
-    # What judges finished images or conditions on others is not the denoiser's; the checker alone is 1.2 GB.
-    left_out = {part: None for part in ("safety_checker", "feature_extractor", "image_encoder") if part in index}
+    # What judges finished images or conditions on others is not the denoiser's; the checker alone is 1.2 GB. And what the
+    # pipeline was saved without (often SD 3's T5), diffusers wants to be told again.
+    not_needed = ("safety_checker", "feature_extractor", "image_encoder")
+    left_out = {part: None for part, entry in index.items() if part in not_needed or entry == [None, None]}
     pipeline = _read(
         source,
-        lambda: DiffusionPipeline.from_pretrained(
+        lambda: getattr(diffusers, OWN_PIPELINES.get(kind, "DiffusionPipeline")).from_pretrained(
             source,
             dtype=torch_dtype or torch.float32,
             use_safetensors=True,
@@ -101,7 +107,7 @@ def load(
             **({"requires_safety_checker": False} if "safety_checker" in index else {}),
         ),
     )
-    scheduler = _own_schedule(name, pipeline.scheduler)
+    scheduler = own_schedule(name, pipeline.scheduler)
     pipeline.to(device)
     if kind in LATENT_PIPELINES:
         text = {} if prompt is None else {"prompt": prompt}
@@ -130,8 +136,12 @@ def _check_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _own_schedule(name: str | Path, own: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler that the method can use, with the noise schedule that the model was trained on."""
+def own_schedule(name: str | Path, own: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler that the method can use, with the noise schedule that the model `name` was trained on.
+
+    Raises:
+        ValueError: It has none, or one of another kind.
+    """
     if isinstance(own, FlowMatchEulerDiscreteScheduler):
         return own
     if not hasattr(own, "alphas_cumprod") or "prediction_type" not in own.config:
@@ -186,6 +196,22 @@ def verify(folder: Path) -> None:
             )
 
 
+def _check_index(name: str | Path, index: dict[str, Any]) -> str:
+    """The pipeline's class, once it is supported and made of diffusers' and transformers' own parts."""
+    kind = index.get("_class_name")
+    if isinstance(kind, str | None) and kind not in PIXEL_PIPELINES | LATENT_PIPELINES:
+        raise ValueError(f"{name} is a {kind}; supported are {_supported()}")
+    for part, entry in index.items():
+        listed = isinstance(entry, list | tuple)  # (module, class), as a pipeline's class is if it is not diffusers' own
+        if listed and (part == "_class_name" or entry[0] not in (None, "diffusers", "transformers", "stable_diffusion")):
+            what = "its pipeline" if part == "_class_name" else part
+            raise ValueError(
+                f"{name} comes with code of its own ({what} is {'.'.join(map(str, entry))}), which is not run; "
+                f"supported are {_supported()}"
+            )
+    return kind
+
+
 def _offered() -> str:
     bundled = ", ".join(map(repr, BUNDLED))
     return f"expected a bundled model ({bundled}), a folder in diffusers' layout, or a hub id 'owner/name'"
@@ -207,11 +233,9 @@ def _check_folder(source: Path) -> None:
 
 def _read(source: str | Path, read: Callable[[], T]) -> T:
     """What diffusers' own loader reads, its errors put in words that help."""
-    noisy = logging.is_progress_bar_enabled()
-    if isinstance(source, Path):  # a bar is for downloads, not for files on the disk
-        logging.disable_progress_bar()
     try:
-        return read()
+        with quiet(loading_bars=not isinstance(source, Path)):
+            return read()
     except Exception as error:
         if isinstance(source, Path):
             raise ValueError(f"{source} cannot be read, a file in it may be damaged or truncated: {error}") from error
@@ -221,6 +245,25 @@ def _read(source: str | Path, read: Callable[[], T]) -> T:
             f"network, use a bundled model ({', '.join(map(repr, BUNDLED))}), or fetch it where there is one "
             f"(hf download {source} --local-dir FOLDER) and load the folder. ({type(error).__name__}: {error})"
         ) from error
-    finally:
-        if noisy:
-            logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet(loading_bars: bool = False) -> Iterator[None]:
+    """While this lasts, loading is silent about what its user need not see; warnings of any other kind come through.
+
+    transformers says of each image processor which of its two backends it takes when torchvision is not installed, and
+    draws a bar for weights that it reads from the disk, which `loading_bars` leaves on (for downloads).
+    """
+    with ExitStack() as stack:
+        logger = logging.getLogger("transformers.utils.import_utils")
+        logger.addFilter(_not_about_torchvision)
+        stack.callback(logger.removeFilter, _not_about_torchvision)
+        for library in () if loading_bars else (diffusers_logging, transformers_logging):
+            if library.is_progress_bar_enabled():
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
+        yield
+
+
+def _not_about_torchvision(record: logging.LogRecord) -> bool:
+    return "requires torchvision" not in record.getMessage()

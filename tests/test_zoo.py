@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import subprocess
@@ -7,7 +6,15 @@ import sys
 import pytest
 import torch
 from conftest import tiny_unet
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMPipeline, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMPipeline,
+    PNDMScheduler,
+)
 
 import fcs_lab
 from fcs_lab import zoo
@@ -47,7 +54,7 @@ def test_a_multistep_scheduler_is_replaced_and_said(tmp_path):
 
 
 def test_other_pipelines_are_refused_by_name(tmp_path):
-    from diffusers import AutoencoderKL, DDIMPipeline, DiTPipeline, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+    from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
     transformer = DiTTransformer2DModel(
         num_attention_heads=1, attention_head_dim=8, num_layers=1, norm_num_groups=4, sample_size=4, num_embeds_ada_norm=4
@@ -56,13 +63,22 @@ def test_other_pipelines_are_refused_by_name(tmp_path):
     DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(tmp_path / "dit")
     with pytest.raises(ValueError, match=r"DiTPipeline; supported are unconditional pixel"):
         fcs_lab.load(tmp_path / "dit")
-    DDIMPipeline(tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "flow")
-    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "flow" / "scheduler")
-    index = json.loads((tmp_path / "flow" / "model_index.json").read_text())
-    index |= {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
-    (tmp_path / "flow" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"FlowMatchEuler|noise schedule|scheduler"):
-        fcs_lab.load(tmp_path / "flow")
+    (tmp_path / "dit" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is a None; supported are"):
+        fcs_lab.load(tmp_path / "dit")
+
+
+def test_a_rectified_flow_keeps_its_scheduler(tmp_path):
+    DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler(shift=2.0)).save_pretrained(tmp_path)
+    model = fcs_lab.load(tmp_path, device="cpu")
+    assert (model.prediction_type, model.scheduler.config.shift) == ("flow", 2.0)
+
+
+def test_schedulers_without_a_noise_schedule_are_refused():
+    with pytest.raises(
+        ValueError, match=r"the model has a EDMEulerScheduler; supported are schedulers with a noise schedule"
+    ):
+        zoo.own_schedule("the model", EDMEulerScheduler())
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
@@ -95,7 +111,9 @@ def test_pickled_weights_are_refused(saved):
 
 
 def test_misspelt_names_say_what_there_is(tmp_path):
-    with pytest.raises(OSError, match=r"no bundled model and no folder 'mnits'; expected a bundled model \('mnist'\)"):
+    with pytest.raises(
+        OSError, match=r"no bundled model and no folder 'mnits'; expected a bundled model \('mnist', 'fashion'\)"
+    ):
         fcs_lab.load("mnits")
     with pytest.raises(OSError, match="no bundled model and no folder"):
         fcs_lab.load(tmp_path / "nothing")
@@ -116,6 +134,7 @@ def test_an_unreachable_hub_says_how_to_work_without():
     last = run.stderr.strip().splitlines()
     assert any("OSError: could not get 'google/ddpm-celebahq-257' from the hub" in line for line in last), run.stderr
     assert any("Without a network, use a bundled model" in line for line in last)
+    assert any("accept its terms on its page and to log in (hf auth login)" in line for line in last)
 
 
 def test_checkpoints_load():

@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures tables test lab lint lock help
+.PHONY: figures tables gpu test lab lint lock help
 
 help:
 	@echo "make figures   regenerate every figure into figures/output/ (minutes on a CPU)"
 	@echo "make tables    regenerate the measured tables: 64 digits, speed and memory"
+	@echo "make gpu       on a machine with a GPU: speed and memory in Stable Diffusion 1.5's geometry (run again to go on)"
 	@echo "make test      run the tests, notebooks included"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make lint      check style"
@@ -25,6 +26,9 @@ figures: .venv/.installed
 
 tables: .venv/.installed
 	@set -e; for script in figures/tab*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu: .venv/.installed
+	$(BIN)/python figures/gpu01_speed.py
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Images to work on: the bundled test digits and garments, and all of MNIST and Fashion-MNIST for training.
+"""Images to work on: the bundled test digits and garments, and the data sets for training.
 
 All of the package's digits and garments are 32×32: the data sets' 28×28 padded by two pixels of background on every
 side, so that a U-Net can halve them three times.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import itertools
 import struct
 import urllib.request
 from dataclasses import dataclass
@@ -16,12 +18,24 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fcs_lab.checks import is_int
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.images import to_tensor
+from fcs_lab.latent import LatentDenoiser, image_shape
 
-__all__ = ["GARMENTS", "load_digits", "load_garments", "read_fashion_mnist", "read_mnist"]
+__all__ = [
+    "GARMENTS",
+    "example_images",
+    "load_digits",
+    "load_garments",
+    "read_cifar10",
+    "read_fashion_mnist",
+    "read_mnist",
+]
 
 GARMENTS = (
     "a t-shirt",
@@ -104,6 +118,50 @@ def _load_bundled(path: Path, count: int) -> tuple[Tensor, Tensor]:
     return scale(bundled["images"][:count]), bundled["labels"][:count].long()
 
 
+PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
+"""Colour photographs that come with scikit-image, in the public domain or CC0."""
+
+
+def example_images(model: Denoiser, count: int | None = None) -> Tensor:
+    """Images to try a model on, of its own size and channels.
+
+    For a grey model the bundled digits, or garments if it is a latent one; for an RGB model four photographs from
+    scikit-image, their middle squares.
+
+    Args:
+        model: Whose.
+        count: How many. None: all there are, 256 or 4.
+
+    Returns:
+        (count, C, H, W), float32 in [-1, 1].
+
+    Raises:
+        ValueError: More than there are, or a model whose images are neither grey nor RGB.
+        ImportError: An RGB model, and scikit-image is not installed.
+    """
+    C, H, W = image_shape(model)
+    if C == 1:
+        everything = _load_bundled(BUNDLED_GARMENTS if isinstance(model, LatentDenoiser) else BUNDLED_DIGITS, 256)[0]
+        if everything.shape[-2:] != (H, W):
+            everything = torch.nn.functional.interpolate(everything, (H, W), mode="bicubic", antialias=True).clamp(-1, 1)
+    elif C == 3:
+        try:
+            from skimage import data
+        except ImportError as error:
+            raise ImportError(
+                "the example photographs are scikit-image's, which is not installed: pip install scikit-image, "
+                "or use photographs of your own, fcs_lab.to_tensor(PIL.Image.open(...))"
+            ) from error
+        fitted = [ImageOps.fit(Image.fromarray(getattr(data, name)()), (W, H)) for name in PHOTOGRAPHS]
+        everything = to_tensor(fitted)
+    else:
+        raise ValueError(f"the model's images have {C} channels; there are examples with 1 (grey) and 3 (RGB)")
+    count = len(everything) if count is None else count
+    if not is_int(count) or not 1 <= count <= len(everything):
+        raise ValueError(f"count is {count!r}; there are {len(everything)} example images, so expected 1 to that")
+    return everything[:count]
+
+
 def scale(images: Tensor) -> Tensor:
     """Grey levels (N, H, W), uint8, to (N, 1, H, W), float32 in [-1, 1]."""
     return images[:, None].float() / 127.5 - 1
@@ -130,6 +188,95 @@ def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"]
 def read_fashion_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """Fashion-MNIST, which has MNIST's format and sizes; arguments, results and errors as for `read_mnist`."""
     return _read_split(FASHION_MNIST, folder, split)
+
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
+    """CIFAR-10's images, or any others, for training.
+
+    Args:
+        path: An .npz with the images as JPEG or PNG files (`jpeg`: uint8, all of them one after another; `offset`: integer,
+            n + 1, image i is `jpeg[offset[i]:offset[i + 1]]`) or as pixels (one uint8 array (N, H, W, 3)); CIFAR-10's
+            *binary version* (data_batch_1.bin …, test_batch.bin for the test images alone), a file or the folder with
+            its training batches; or a folder of images of any size, at any depth, of which the middle square is taken.
+        size: Images of a folder are resized to this; the others have to be of it.
+
+    Returns:
+        (N, 3, size, size), float32 in [-1, 1].
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`, or no images in it.
+        ValueError: CIFAR-10's *python version*, whose pickles can run code when read; a file that is not what it
+            should be, or has images of another size.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"path is {path}, which does not exist; expected an .npz, .bin batches, or a folder of images"
+        )
+    if path.is_file():
+        if path.suffix == ".npz":
+            return _read_npz(path, size)
+        if path.suffix == ".bin":
+            return _read_binary_batch(path)
+        raise ValueError(f"path is {path}; expected an .npz, a .bin batch of CIFAR-10's binary version, or a folder")
+    batches = sorted(path.rglob("data_batch_*"))
+    if any(batch.suffix == "" for batch in batches):
+        raise ValueError(
+            f"{path} is CIFAR-10's python version, whose batches are pickles, which can run code when read and are refused; "
+            "get its binary version (cifar-10-binary.tar.gz, with data_batch_1.bin and so on) or a folder of images"
+        )
+    if batches:
+        return torch.cat([_read_binary_batch(batch) for batch in batches])
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"no images in {path}; expected files named {', '.join(sorted(IMAGE_SUFFIXES))}, or data_batch_*.bin"
+        )
+    return _from_bytes(torch.stack([_read_image(file, str(file), size, fit=True) for file in files]))
+
+
+def _read_npz(path: Path, size: int) -> Tensor:
+    with np.load(path, allow_pickle=False) as arrays:
+        if {"jpeg", "offset"} <= set(arrays):
+            content, offset = arrays["jpeg"], arrays["offset"]
+            if content.dtype != np.uint8 or len(offset) < 2 or (np.diff(offset) <= 0).any() or offset[-1] > len(content):
+                raise ValueError(f"{path} is damaged: offset does not mark out files within jpeg ({len(content)} bytes)")
+            parts = [content[start:end].tobytes() for start, end in itertools.pairwise(offset)]
+            images = [_read_image(io.BytesIO(part), f"image {i} of {path}", size) for i, part in enumerate(parts)]
+            return _from_bytes(torch.stack(images))
+        pixels = [array for array in map(arrays.__getitem__, arrays) if array.dtype == np.uint8 and array.ndim == 4]
+    if len(pixels) != 1 or pixels[0].shape[1:] != (size, size, 3):
+        raise ValueError(f"{path} has no arrays jpeg and offset, and no single uint8 array (N, {size}, {size}, 3)")
+    return _from_bytes(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2))
+
+
+def _read_image(file: Path | io.BytesIO, name: str, size: int, fit: bool = False) -> Tensor:
+    """One image, (3, size, size), uint8."""
+    try:
+        image = Image.open(file).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{name} is not an image that can be read: {error}") from error
+    if fit and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size))
+    if image.size != (size, size):
+        raise ValueError(f"{name} is {image.height}×{image.width}; expected {size}×{size}")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _read_binary_batch(path: Path) -> Tensor:
+    """CIFAR-10's binary version: records of a label and 3072 bytes, the channels one after another."""
+    content = np.fromfile(path, dtype=np.uint8)
+    if not content.size or content.size % 3073:
+        raise ValueError(f"{path} has {content.size} bytes; expected records of 3073, a label and 3×32×32 pixels")
+    return _from_bytes(torch.from_numpy(content.reshape(-1, 3073)[:, 1:]).reshape(-1, 3, 32, 32))
+
+
+def _from_bytes(images: Tensor) -> Tensor:
+    """(N, 3, H, W), uint8, to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def _read_split(source: _Source, folder: str | Path | None, split: str) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
     "UNetDenoiser",
+    "add_noise",
     "alpha_bar_at",
     "estimate_x0",
     "forward_mode",
@@ -115,6 +116,16 @@ def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple
         raise ValueError(f"t is {t}; expected a timestep of the flow, 0 to {last}")
     sigma = sigma.reshape(-1, *[1] * (x_t.ndim - 1)) if sigma.ndim else sigma
     return 1 - sigma, sigma
+
+
+def add_noise(denoiser: Denoiser, x_0: Tensor, noise: Tensor, t: int | float | Tensor) -> Tensor:
+    """x_t = a x_0 + s ε at the denoiser's own levels: diffusers' `add_noise`, for a rectified flow as well.
+
+    Raises:
+        TypeError, ValueError: As for `levels_at`.
+    """
+    signal, level = levels_at(denoiser, t, x_0)
+    return (signal * x_0 + level * noise).to(x_0.dtype)
 
 
 def prediction_type_of(scheduler: SchedulerMixin) -> str:

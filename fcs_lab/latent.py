@@ -21,7 +21,16 @@ from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint, _Const
 from fcs_lab.denoisers import Denoiser, estimate_x0, levels_at, prediction_type_of
 from fcs_lab.images import ImageLike, MaskLike
 
-__all__ = ["Decoded", "LatentDenoiser", "LatentInpainting", "check_base_model", "decode", "image_shape", "in_latents"]
+__all__ = [
+    "Decoded",
+    "LatentDenoiser",
+    "LatentInpainting",
+    "check_base_model",
+    "decode",
+    "encode",
+    "image_shape",
+    "in_latents",
+]
 
 
 class LatentDenoiser:
@@ -249,6 +258,14 @@ def check_base_model(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None
             "the denoising network had guidance distilled into it (time_cond_proj_dim), so that guidance_scale has no null "
             f"prompt to guide away from; load a base model ({base})"
         )
+
+
+def encode(model: Denoiser, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] as the model's x_0: encoded for a latent model, as they are for a pixel model.
+
+    Either way they end up on the model's device.
+    """
+    return model.encode(images) if isinstance(model, LatentDenoiser) else images.to(model.device)
 
 
 def decode(model: Denoiser, x0: Tensor) -> Tensor:

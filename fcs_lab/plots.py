@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -106,11 +107,12 @@ def direction_grid(
     """Labelled rows of directions: red is positive, blue negative, white zero; each panel has a scale of its own.
 
     The colours saturate at half of a panel's largest magnitude, since one pixel often has several times the others'.
+    Of latents, with more channels than an image, the channels are drawn side by side, in a square.
 
     Args:
-        rows: Label -> (N, C, H, W), N the same in every row; channels are averaged.
-        images: Labels of rows that are images in [-1, 1] instead, drawn in grey.
-        pixels: (row, column) to be framed in each column, or None.
+        rows: Label -> (N, C, H, W), N the same in every row; up to three channels are averaged.
+        images: Labels of rows that are images in [-1, 1] instead, drawn as they are.
+        pixels: (row, column) to be framed in each column, or None; not in latents.
         captions: Label -> N texts, one under each panel. Without one, a direction's has its scale ‖·‖_∞.
         column_titles: One above each column.
         title: Above all.
@@ -131,14 +133,14 @@ def direction_grid(
                 show(axes, values)
                 caption = ""
             else:
-                plane = values.detach().float().cpu().mean(0).numpy()
+                plane = _plane(values.detach().float().cpu()).numpy()
                 limit = float(np.abs(plane).max())
                 scale = limit / 2 or 1
                 axes.imshow(plane, cmap="RdBu_r", vmin=-scale, vmax=scale, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_color("0.75")
                 caption = f"±{limit:.2g}"
-            if pixels is not None and pixels[c] is not None:
+            if pixels is not None and pixels[c] is not None and len(values) <= 3:
                 y, x = pixels[c]
                 axes.add_patch(Rectangle((x - 1, y - 1), 2, 2, fill=False, ec=HIDDEN if label in images else "k", lw=1))
             if captions and label in captions:
@@ -150,6 +152,17 @@ def direction_grid(
                 _label_row(axes, label)
     _set_title(figure, title)
     return figure
+
+
+def _plane(values: Tensor) -> Tensor:
+    """(C, H, W) as one plane: an image's channels averaged, a latent's in a square of ⌈√C⌉ by as many as it takes."""
+    C, H, W = values.shape
+    if C <= 3:
+        return values.mean(0)
+    columns = math.ceil(C**0.5)
+    tiles = values.new_zeros(-(-C // columns) * columns, H, W)
+    tiles[:C] = values
+    return tiles.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
 def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: int = 0) -> Figure:

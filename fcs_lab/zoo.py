@@ -176,7 +176,9 @@ def checkpoints(name: str) -> list[Path]:
         raise ValueError(f"name is {name!r}; {_offered()}")
     folders = sorted((WEIGHTS / f"{name}-checkpoints").glob("step-*"))
     if not folders:
-        raise FileNotFoundError(f"the checkpoints of {name!r} are in the project's repository, not in the installed package")
+        raise FileNotFoundError(
+            f"there are no checkpoints of {name!r} here; those of 'mnist' are in the repository, not in the package"
+        )
     return folders
 
 

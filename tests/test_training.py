@@ -1,17 +1,24 @@
 import gzip
+import io
+import pickle
 import struct
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from conftest import tiny_denoiser
+from diffusers import DDPMPipeline, UNet2DModel
+from PIL import Image
 from safetensors.torch import load_file
 
 import fcs_lab
-from fcs_lab.data import read_mnist, scale
+from fcs_lab.data import read_cifar10, read_mnist, scale
+from fcs_lab.images import to_pil
+from fcs_lab.training import diffusion, fid
 from fcs_lab.training.__main__ import main
-from fcs_lab.training.diffusion import MNIST, train
+from fcs_lab.training.diffusion import CIFAR10, MNIST, train
 
 TINY = replace(
     MNIST,
@@ -124,3 +131,123 @@ def test_the_command_takes_two_steps(tmp_path, what, capsys):
     assert code == 0
     assert str(tmp_path / "run") in capsys.readouterr().out
     assert list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def photographs(count=5, size=32):
+    """Smooth colour images (count, 3, size, size), uint8."""
+    rough = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return (torch.nn.functional.interpolate(rough, size, mode="bilinear") * 255).to(torch.uint8)
+
+
+def write_npz(path, images):
+    files = []
+    for image in to_pil(images.float() / 127.5 - 1):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        files.append(np.frombuffer(buffer.getvalue(), np.uint8))
+    np.savez(path, jpeg=np.concatenate(files), offset=np.cumsum([0, *map(len, files)]), label=np.zeros(len(files), np.uint8))
+
+
+def test_cifar10_comes_in_four_forms(tmp_path):
+    images = photographs()
+    wanted = images.float() / 127.5 - 1
+    write_npz(tmp_path / "files.npz", images)
+    np.savez(tmp_path / "pixels.npz", x=images.permute(0, 2, 3, 1).numpy(), y=np.zeros(5, np.int64))
+    (tmp_path / "binary").mkdir()
+    for name, part in (("data_batch_1.bin", images[:2]), ("data_batch_2.bin", images[2:]), ("test_batch.bin", images[:1])):
+        records = np.concatenate([np.full((len(part), 1), 7, np.uint8), part.reshape(len(part), -1).numpy()], axis=1)
+        records.tofile(tmp_path / "binary" / name)
+    (tmp_path / "folder" / "deeper").mkdir(parents=True)
+    for i, image in enumerate(to_pil(wanted)):
+        image.save(tmp_path / "folder" / "deeper" / f"{i}.png")
+    for name in ("files.npz", "pixels.npz", "binary", "folder"):
+        read = read_cifar10(tmp_path / name)
+        assert read.dtype == torch.float32 and torch.equal(read, wanted), name
+    assert torch.equal(read_cifar10(tmp_path / "binary" / "test_batch.bin"), wanted[:1])
+
+
+def test_a_folder_of_photographs_is_cropped_to_squares(tmp_path):
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 20:60] = 255  # the middle square
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    read = read_cifar10(tmp_path, size=16)
+    assert read.shape == (1, 3, 16, 16)
+    assert (read[..., 1:-1] == 1).all() and read.min() > 0.5  # the filter looks one pixel beyond the crop
+
+
+def test_what_is_not_cifar10_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_cifar10(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        read_cifar10(tmp_path)
+    (tmp_path / "batches").mkdir()
+    (tmp_path / "batches" / "data_batch_1").write_bytes(pickle.dumps({b"data": np.zeros((1, 3072), np.uint8)}))
+    with pytest.raises(ValueError, match=r"pickles.*binary version"):
+        read_cifar10(tmp_path / "batches")
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3000))
+    with pytest.raises(ValueError, match="3000 bytes; expected records of 3073"):
+        read_cifar10(tmp_path / "data_batch_1.bin")
+    np.savez(tmp_path / "grey.npz", x=np.zeros((4, 28, 28), np.uint8))
+    with pytest.raises(ValueError, match="no arrays jpeg and offset"):
+        read_cifar10(tmp_path / "grey.npz")
+    write_npz(tmp_path / "large.npz", photographs(size=48))
+    with pytest.raises(ValueError, match=r"image 0 of .*48×48; expected 32×32"):
+        read_cifar10(tmp_path / "large.npz")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_cifar10(tmp_path / "objects.npz")
+
+
+def test_the_cifar10_recipe_fits_its_limit():
+    with torch.device("meta"):
+        unet = UNet2DModel(**CIFAR10.unet)
+        assert unet(torch.empty(1, 3, 32, 32), 0).sample.shape == (1, 3, 32, 32)
+    assert 15e6 < sum(parameter.numel() for parameter in unet.parameters()) <= 20e6  # 40 MB in half precision
+    assert CIFAR10.flip
+
+
+def test_the_cifar10_command_takes_two_steps(tmp_path, monkeypatch):
+    small = CIFAR10.unet | {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "attention_head_dim": 8}
+    monkeypatch.setattr(diffusion, "CIFAR10", replace(CIFAR10, unet=small, batch_size=2))
+    monkeypatch.setattr(diffusion, "_write_samples", lambda *_: None)  # 50 steps of 16 images
+    write_npz(tmp_path / "train.npz", photographs())
+    arguments = ["cifar10", "--data", str(tmp_path / "train.npz"), "--out", str(tmp_path / "run"), "--no-progress"]
+    for _ in range(2):
+        assert main([*arguments, "--max-steps", "1"]) == 0
+    assert int(load_file(tmp_path / "run" / "state.safetensors")["adam.0.step"]) == 2
+    assert fcs_lab.load(tmp_path / "run" / "model").shape == (3, 32, 32)
+
+
+class Means:
+    """A metric that keeps the mean level of what it is shown."""
+
+    def __init__(self):
+        self.levels = {True: [], False: []}
+
+    def update(self, images, real):
+        assert images.dtype == torch.uint8
+        self.levels[real].append(images.double().flatten(1).mean(1))
+
+    def compute(self):
+        return tuple(torch.cat(self.levels[real]).mean() for real in (True, False))
+
+
+def test_fid_shows_the_metrics_what_they_are_to_compare():
+    model, truth = tiny_denoiser(torch.float32, in_channels=3, out_channels=3), torch.ones(7, 3, 8, 8)
+    settings = {"num_inference_steps": 2, "batch_size": 4, "progress": False}
+    metric = Means()
+    (real, made) = fid.measure(model, truth, {"means": metric}, count=6, **settings)["means"]
+    assert real == 255 and 0 < made < 255
+    assert [len(part) for part in metric.levels[False]] == [4, 2]
+    again = fid.measure(model, truth, {"means": Means()}, count=6, **settings)["means"]
+    assert again == [real, made]
+    with pytest.raises(ValueError, match="1 channels"):
+        fid.measure(tiny_denoiser(torch.float32), truth, {}, count=2)
+    with pytest.raises(ValueError, match=r"truth has shape \(7, 3, 8, 8\)"):
+        fid.measure(tiny_denoiser(torch.float32, in_channels=3, out_channels=3, size=16), truth, {}, count=2)
+
+
+def test_fid_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ImportError, match=r"fcs-lab\[fid\]"):
+        fid.inception_metrics(torch.device("cpu"), 10)

@@ -87,7 +87,7 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
             nn.Module.to(value, dtype)  # diffusers' own `to` warns of modules to be kept in float32, also if there are none
             for module in value.modules():
                 for switch in ("upcast_softmax", "upcast_attention"):
-                    if dtype == torch.float64 and hasattr(module, switch):
+                    if dtype == torch.float64 and switch in vars(module):
                         setattr(module, switch, False)
         elif isinstance(value, Tensor) and value.is_floating_point():
             setattr(twin, name, value.to(dtype))

@@ -11,8 +11,9 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.denoisers import Denoiser, alpha_bar_at
+from fcs_lab.denoisers import Denoiser, levels_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
+from fcs_lab.latent import LatentDenoiser
 
 __all__ = ["ACCURATE_FD_STEP", "JacobianOperator", "check_direction", "check_point", "check_vector"]
 
@@ -140,24 +141,28 @@ class JacobianOperator(LinearOperator):
         return torch.from_numpy(np.ascontiguousarray(V.T, dtype=self.dtype)).reshape(-1, *self.x_t.shape[1:]).to(self.x_t)
 
 
-def check_point(denoiser: Denoiser, x_t: Tensor, t: int) -> Tensor:
+def check_point(denoiser: Denoiser, x_t: Tensor, t: int | float) -> Tensor:
     """x_t, checked to be one finite sample of the model's, in float32 or in the model's float64.
 
+    A latent model takes latents of any height and width.
+
     Raises:
-        TypeError: x_t is not a floating-point tensor, or t not an integer.
+        TypeError: x_t is not a floating-point tensor, or t not an integer (a number, for a rectified flow).
         ValueError: Its shape, device or values do not fit, or t is outside the schedule.
     """
     if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
         raise TypeError(f"x_t is {x_t.dtype if isinstance(x_t, Tensor) else x_t!r}; expected a floating-point tensor")
-    if tuple(x_t.shape) != (1, *denoiser.shape):
-        raise ValueError(f"x_t has shape {tuple(x_t.shape)}; expected one sample, {(1, *denoiser.shape)}")
+    any_size = isinstance(denoiser, LatentDenoiser) and x_t.ndim == 4
+    shape = (denoiser.shape[0], *x_t.shape[2:]) if any_size else tuple(denoiser.shape)
+    if tuple(x_t.shape) != (1, *shape):
+        raise ValueError(f"x_t has shape {tuple(x_t.shape)}; expected one sample, {(1, *shape)}")
     if x_t.device != torch.device(denoiser.device):
         raise ValueError(f"x_t is on {x_t.device}, the model on {denoiser.device}; expected the same")
     if not bool(x_t.isfinite().all()):
         raise ValueError("x_t has NaN or infinite values; expected finite ones")
     if isinstance(t, Tensor) and t.ndim:
         raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep")
-    alpha_bar_at(denoiser, t, x_t)
+    levels_at(denoiser, t, x_t)
     return x_t.detach().to(torch.promote_types(denoiser.dtype, torch.float32))
 
 

@@ -3,7 +3,17 @@
 After "Fast constrained sampling in pre-trained diffusion models", A. Graikos, N. Jojic, D. Samaras, arXiv 2410.18804.
 """
 
-from fcs_lab.constraints import CostConstraint, Inpainting, LinearConstraint, SuperResolution
+from fcs_lab.constraints import (
+    Blur,
+    Colorization,
+    CostConstraint,
+    Inpainting,
+    LinearConstraint,
+    SuperResolution,
+    blur,
+    downsample,
+    upsample,
+)
 from fcs_lab.data import load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
@@ -12,6 +22,8 @@ from fcs_lab.sampler import Result, sample
 from fcs_lab.zoo import load
 
 __all__ = [
+    "Blur",
+    "Colorization",
     "CostConstraint",
     "Denoiser",
     "GaussianMixtureDenoiser",
@@ -22,11 +34,14 @@ __all__ = [
     "LinearConstraint",
     "Result",
     "SuperResolution",
+    "blur",
+    "downsample",
     "load",
     "load_digits",
     "load_garments",
     "sample",
     "to_pil",
     "to_tensor",
+    "upsample",
 ]
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ ImageLike = Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarra
 MaskLike = Image.Image | np.ndarray | Tensor
 
 
-def to_tensor(image: ImageLike, name: str = "image") -> Tensor:
+def to_tensor(image: ImageLike, name: str = "image", limit: float = 1.0) -> Tensor:
     """Any accepted form of image as a tensor.
 
     Args:
@@ -23,9 +23,10 @@ def to_tensor(image: ImageLike, name: str = "image") -> Tensor:
             [0, 255] or floating point in [0, 1]; a list of those, all of one size; or a floating-point tensor
             (B, C, H, W) in [-1, 1].
         name: What an error message calls it.
+        limit: The largest magnitude of a tensor's values; more than 1 for measurements, which may overshoot or be noisy.
 
     Returns:
-        (B, C, H, W) in [-1, 1]; float64 where the input is, else float32.
+        (B, C, H, W) in [-1, 1] (in [-limit, limit], for a tensor); float64 where the input is, else float32.
 
     Raises:
         TypeError: Not one of these types, or a dtype whose range is ambiguous.
@@ -34,7 +35,7 @@ def to_tensor(image: ImageLike, name: str = "image") -> Tensor:
     if isinstance(image, list | tuple):
         if not image:
             raise ValueError(f"{name} is an empty list; expected at least one image")
-        tensors = [to_tensor(one, f"{name}[{i}]") for i, one in enumerate(image)]
+        tensors = [to_tensor(one, f"{name}[{i}]", limit) for i, one in enumerate(image)]
         if len({tensor.shape for tensor in tensors}) > 1:
             raise ValueError(f"{name} holds images of different sizes: {[tuple(t.shape[1:]) for t in tensors]}")
         return torch.cat(tensors)
@@ -47,7 +48,7 @@ def to_tensor(image: ImageLike, name: str = "image") -> Tensor:
     if isinstance(image, np.ndarray):
         tensor = _from_numpy(image, name)
     elif isinstance(image, Tensor):
-        tensor = _from_torch(image, name)
+        tensor = _from_torch(image, name, limit)
     else:
         raise TypeError(f"{name} is a {type(image).__name__}; expected a PIL image, a NumPy array, a tensor, or a list")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
@@ -66,12 +67,12 @@ def _from_numpy(image: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(levels)).reshape(*image.shape[:2], -1).permute(2, 0, 1)[None]
 
 
-def _from_torch(image: Tensor, name: str) -> Tensor:
+def _from_torch(image: Tensor, name: str, limit: float) -> Tensor:
     if not image.is_floating_point():
         raise TypeError(f"{name} is a tensor of {image.dtype}; expected floating point in [-1, 1]")
     if image.ndim != 4 or 0 in image.shape:
         raise ValueError(f"{name} is a tensor of shape {tuple(image.shape)}; expected (B, C, H, W)")
-    _check_range(name, image.min().item(), image.max().item(), -1, 1, "a tensor")
+    _check_range(name, image.min().item(), image.max().item(), -limit, limit, "a tensor")
     return image.detach()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accuracy", "masked_mse"]
+from fcs_lab.constraints import LinearConstraint
+
+__all__ = ["accuracy", "data_consistency", "masked_mse", "psnr"]
 
 
 def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -20,6 +22,28 @@ def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask.expand_as(images).to(images.dtype).flatten(1)
     return ((images - truth).square().flatten(1) * weight).sum(1) / weight.sum(1)
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, 10 log₁₀(2²/mean squared error): (B, C, H, W) in [-1, 1] -> (B,).
+
+    Infinite where an image is the truth itself.
+    """
+    return 10 * torch.log10(4 / (images - truth).square().flatten(1).mean(1))
+
+
+def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
+    """The data-consistency error of each image: the root mean square of A x − y, in the images' units.
+
+    Args:
+        task: The task on images, not its latent form.
+        images: (B, C, H, W), in [-1, 1].
+
+    Returns:
+        (B,).
+    """
+    task = task.to(images.device, images.dtype)
+    return (task.A(images) - task.y).square().flatten(1).mean(1).sqrt()
 
 
 @torch.no_grad()

@@ -1,0 +1,162 @@
+"""The super-resolution laboratory of notebook 06."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from fcs_lab.constraints import SuperResolution, downsample, upsample
+from fcs_lab.data import example_images
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.images import ImageLike, to_pil, to_tensor
+from fcs_lab.latent import decode, image_shape
+from fcs_lab.metrics import data_consistency, psnr
+from fcs_lab.plots import plot_error
+from fcs_lab.sampler import Result, State, sample
+from fcs_lab.widgets.canvas import png
+from fcs_lab.widgets.lab import SamplerLab
+
+__all__ = ["SuperResolutionLab"]
+
+FACTORS = (2, 4, 8)
+OPERATORS = ("bicubic", "box")
+
+
+class SuperResolutionLab(SamplerLab):
+    """Choose an image and a factor, reduce it, and have the model make it large again.
+
+    The image may be reduced by one operator and the sampler told of another. Sampling runs in a thread of its own; Stop
+    leaves the partial result. `run`, `stop` and `wait` do from code what the buttons do, `result` is what they left.
+
+    Args:
+        model: A denoiser, or what `fcs_lab.load` takes.
+        images: Images of the model's size to choose from, in any form that `to_tensor` takes. None: the bundled ones of
+            its kind; if there are none, one is to be uploaded.
+
+    Raises:
+        ValueError: The images do not fit the model.
+    """
+
+    def __init__(self, model: Denoiser | str = "mnist", images: ImageLike | None = None) -> None:
+        super().__init__(model)
+        self.result: Result | None = None
+        """What the last run found."""
+        shape = image_shape(self.model)
+        if images is None:
+            try:
+                self.images = example_images(self.model)
+            except (ImportError, ValueError):  # there are none of its kind: begin with grey, and upload
+                self.images = torch.zeros(1, *shape)
+        else:
+            self.images = to_tensor(images, "images")
+        if tuple(self.images.shape[1:]) != tuple(shape):
+            raise ValueError(f"images has shape {tuple(self.images.shape)}; expected (N, {', '.join(map(str, shape))})")
+        self.image = self.images[:1]
+        """The large image (1, C, H, W) that is reduced."""
+        self._build()
+        self._show_input()
+
+    def _build(self) -> None:
+        control, titled = self._control, self._titled
+        _, H, W = image_shape(self.model)
+        self.example = control(widgets.BoundedIntText, 0, 0, len(self.images) - 1, description="bundled image")
+        factors = [(f"×{factor}", factor) for factor in FACTORS if H % factor == 0 and W % factor == 0]
+        self.factor = control(widgets.Dropdown, options=factors, value=factors[min(1, len(factors) - 1)][1],
+                              description="factor")  # fmt: skip
+        self.reduced_by = control(widgets.Dropdown, options=OPERATORS, description="reduced by")
+        self.assumed = control(widgets.Dropdown, options=[("the same", None), *((name, name) for name in OPERATORS)],
+                               description="A assumes")  # fmt: skip
+        self.direction = control(
+            widgets.Dropdown,
+            options=[
+                ("newton: J e, finite difference", "newton"),
+                ("gradient: Jᵀ e", "gradient"),
+                ("identity: e", "identity"),
+            ],
+            description="direction",
+        )
+        self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
+        self.inner_steps = control(widgets.IntSlider, 10, 0, 20, description="inner steps K")
+        self.step_size = control(widgets.FloatSlider, 0.1, min=0, max=1, step=0.01, description="step length λ")
+        self.small_picture, self.bicubic_picture, self.truth_picture = (self._picture() for _ in range(3))
+        self.small_caption, self.bicubic_caption, self.result_caption = (widgets.Label() for _ in range(3))
+        self.scrubber.layout.width = "260px"
+        self.curve = widgets.Image(format="png", layout=widgets.Layout(width="auto", display="none"))
+
+        self.example.observe(lambda change: self._set_image(self.images[change["new"] : change["new"] + 1]), "value")
+        for chooser in (self.factor, self.reduced_by, self.assumed):
+            chooser.observe(self._show_input, "value")
+        left = [self.example, self.upload_image, self.factor, self.reduced_by, self.assumed]
+        right = [self.direction, self.num_inference_steps, self.inner_steps, self.step_size, self.seed]
+        self.children = [
+            widgets.HBox([widgets.VBox(left), widgets.VBox(right)]),
+            widgets.HBox([self.run_button, self.stop_button, self.progress]),
+            self.status,
+            self.message,
+            widgets.HBox(
+                [
+                    titled("given", self.small_picture, self.small_caption),
+                    titled("bicubic", self.bicubic_picture, self.bicubic_caption),
+                    titled("x̂_0", self.frame_picture, self.result_caption, self.scrubber, self.frame_caption),
+                    titled("truth", self.truth_picture),
+                ]
+            ),
+            self.curve,
+        ]
+
+    @property
+    def task(self) -> SuperResolution:
+        """The constraint that the settings describe."""
+        factor = self.factor.value
+        low_res = downsample(self.image, factor, self.reduced_by.value)
+        return SuperResolution(low_res, factor, self.assumed.value or self.reduced_by.value)
+
+    def _set_image(self, image: Tensor) -> None:
+        self.image = image
+        self._show_input()
+
+    def _show_input(self, _: object = None) -> None:
+        """Draw what is given, its bicubic enlargement and the truth."""
+        task = self.task
+        enlarged = upsample(task.y, task.factor)
+        self.small_picture.value = png(to_pil(task.y)[0], self.zoom * task.factor)
+        self.small_caption.value = f"{task.y.shape[-2]}×{task.y.shape[-1]} pixels"
+        self.bicubic_picture.value = png(to_pil(enlarged)[0], self.zoom)
+        self.bicubic_caption.value = _judged(task, enlarged, self.image)
+        self.truth_picture.value = png(to_pil(self.image)[0], self.zoom)
+
+    def run(self) -> None:  # documented in the base class
+        if self._running:
+            return
+        self._say("")
+        settings = {
+            "direction": self.direction.value,
+            "num_inference_steps": self.num_inference_steps.value,
+            "inner_steps": self.inner_steps.value,
+            "step_size": self.step_size.value,
+            "generator": torch.Generator().manual_seed(self.seed.value),
+        }
+        self.result, task, truth = None, self.task, self.image
+        self.result_caption.value = ""
+        self._start(lambda: self._work(task, truth, settings), settings["num_inference_steps"])
+
+    def _work(self, task: SuperResolution, truth: Tensor, settings: dict) -> None:
+        """In the thread: sample, showing x̂_0 as it goes."""
+        self.status.value = f"{settings['direction']} …"
+        result = sample(self.model, task, callback_on_step_end=self._after_timestep, progress=False, **settings)
+        self.result = result
+        self.result_caption.value = _judged(task, result.images.cpu(), truth)
+        self.curve.value = plot_error({settings["direction"]: result}).png()
+        self.curve.layout.display = ""
+        counts = f"{settings['direction']}: {result.nfe} evaluations"
+        counts += f" + {result.n_backward} backward" if result.n_backward else ""
+        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"
+
+    def _after_timestep(self, state: State, step_index: int, timestep: int, _: dict) -> None:
+        (picture,) = to_pil(decode(self.model, state.x0))
+        state.interrupt = self._add_frame(f"t = {timestep}, {state.nfe} evaluations", picture)
+
+
+def _judged(task: SuperResolution, images: Tensor, truth: Tensor) -> str:
+    return f"PSNR {psnr(images, truth).item():.1f} dB, A x − y: {data_consistency(task, images).item():.4f} rms"

@@ -1,0 +1,41 @@
+"""Measures of images, against closed forms."""
+
+import torch
+from conftest import Opaque
+
+import fcs_lab
+from fcs_lab.denoisers import alpha_bar_at
+from fcs_lab.metrics import denoising_loss
+
+F64 = torch.float64
+
+
+def test_the_denoising_loss_of_a_gaussian_is_known():
+    """For x_0 ~ N(μ, v I): x̂_0 = μ + c (x_t − a μ) with c = a v/(a² v + s²), so the loss is a quadratic form in ε."""
+    mean, v = torch.full((1, 1, 8, 8), 0.2, dtype=F64), 0.3
+    model = fcs_lab.GaussianMixtureDenoiser(mean, v)
+    images = mean + torch.tensor([0.0, 0.5, 1.0], dtype=F64).reshape(3, 1, 1, 1)
+    found = denoising_loss(model, images, timesteps=(400,), noises=400)
+    alpha_bar = alpha_bar_at(model, 400, images)
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    c = a * v / (a.square() * v + s.square())
+    # x_0 − x̂_0 = (1 − c a)(x_0 − μ) − c s ε, and its square is expected over ε.
+    expected = (a / s).square() * ((1 - c * a).square() * (images - mean).square().flatten(1).mean(1) + (c * s).square())
+    assert torch.allclose(found, expected, rtol=0.02)
+
+
+def test_the_denoising_loss_is_the_networks_own():
+    """(ε̂ − ε)² with ε̂ what the network itself says."""
+    model = fcs_lab.load("mnist", device="cpu")
+    images = fcs_lab.load_digits(2)[0]
+    epsilon = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3)).expand(2, -1, -1, -1)
+    x_t = model.scheduler.add_noise(images, epsilon, torch.tensor([300, 300]))
+    with torch.no_grad():
+        expected = (model.unet(x_t, 300).sample - epsilon).square().flatten(1).mean(1)
+    assert torch.allclose(denoising_loss(model, images, timesteps=(300,), noises=1, seed=3), expected, rtol=1e-3)
+
+
+def test_what_is_none_of_the_models_kind_has_a_high_loss():
+    digits = fcs_lab.load_digits(8)[0]
+    ideal = Opaque(fcs_lab.IdealDenoiser(digits))
+    assert denoising_loss(ideal, digits).max() < 0.01 < denoising_loss(ideal, digits.flip(-2)).min()

@@ -44,7 +44,7 @@ lint: .venv/.installed
 # build satisfies it; what only its CUDA build needs is left to pip.
 lock:
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet $$(sed -n 's/^torch==\([^+]*\).*/torch==\1/p' requirements.lock) -e '.[dev]'
+	.lock-venv/bin/python -m pip install --quiet $$(sed -n 's/^torch==\([^+]*\).*/torch==\1/p' requirements.lock) -e '.[dev,study]'
 	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 	  | sed 's/^\(torch==[^+]*\)+.*/\1/' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
 	rm -rf .lock-venv

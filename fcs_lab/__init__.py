@@ -18,6 +18,7 @@ from fcs_lab.data import load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.latent import LatentDenoiser, LatentInpainting
+from fcs_lab.layers import LayersResult, infer_layers
 from fcs_lab.sampler import Result, sample
 from fcs_lab.zoo import load
 
@@ -31,11 +32,13 @@ __all__ = [
     "Inpainting",
     "LatentDenoiser",
     "LatentInpainting",
+    "LayersResult",
     "LinearConstraint",
     "Result",
     "SuperResolution",
     "blur",
     "downsample",
+    "infer_layers",
     "load",
     "load_digits",
     "load_garments",

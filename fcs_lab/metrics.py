@@ -1,17 +1,28 @@
-"""Numbers that say how good a completed image is."""
+"""Numbers that say how good a completed image is, or layers and their masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fcs_lab.constraints import LinearConstraint
 from fcs_lab.denoisers import Denoiser, levels_at
 from fcs_lab.latent import encode
 
-__all__ = ["accuracy", "data_consistency", "denoising_loss", "masked_mse", "psnr"]
+__all__ = [
+    "accuracy",
+    "data_consistency",
+    "denoising_loss",
+    "layer_psnr",
+    "mask_iou",
+    "masked_mse",
+    "match_layers",
+    "psnr",
+]
 
 
 def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +44,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
     Infinite where an image is the truth itself.
     """
-    return 10 * torch.log10(4 / (images - truth).square().flatten(1).mean(1))
+    return _decibels((images - truth).square().flatten(1).mean(1))
 
 
 def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
@@ -86,3 +97,63 @@ def denoising_loss(
             # x_t = a x_0 + s ε = a x̂_0 + s ε̂, so ε̂ − ε = (a/s) (x_0 − x̂_0).
             losses.append((signal / noise * (x0 - x0_hat)).square().flatten(1).mean(1))
     return torch.stack(losses).mean(0)
+
+
+def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
+    """Which of the layers found is which of the true ones: the permutation of least squared error.
+
+    Args:
+        layers, truth: (B, K, C, H, W).
+
+    Returns:
+        int64 (B, K): `layers[b, match[b, k]]` is the true layer k.
+    """
+    return _assign((layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1)))
+
+
+def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of each composite's layers together, hidden parts included, under the best permutation of the layers.
+
+    Args:
+        layers, truth: (B, K, C, H, W) in [-1, 1].
+
+    Returns:
+        10 log10(2²/MSE), the error averaged over a composite's layers, (B,).
+    """
+    error = (layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1))
+    return _decibels(error.gather(2, _assign(error)[..., None]).mean((1, 2)))
+
+
+def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
+    """Intersection over union of the masks, averaged over the layers, under their best permutation.
+
+    Masks are compared by the layer that is largest at a pixel, and only where the true layers differ: what they share,
+    such as a background, belongs to all of them.
+
+    Args:
+        masks, truth: (B, K, H, W), soft or of 0 and 1.
+        true_layers: (B, K, C, H, W) in [-1, 1]; they differ where they are more than 0.1 apart.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    K = masks.shape[1]
+    counted = ((true_layers.amax(1) - true_layers.amin(1)).amax(1) > 0.1).unsqueeze(1)
+    found, true = (
+        (torch.nn.functional.one_hot(m.argmax(1), K).movedim(-1, 1).bool() & counted).flatten(2).double()
+        for m in (masks, truth)
+    )
+    both = true @ found.mT
+    either = true.sum(2)[:, :, None] + found.sum(2)[:, None] - both
+    iou = both / either.clamp_min(1)
+    return iou.gather(2, _assign(-iou)[..., None]).mean((1, 2))
+
+
+def _assign(cost: Tensor) -> Tensor:
+    """The column of each row in the cheapest assignment, of costs (B, K, K): int64 (B, K)."""
+    columns = [linear_sum_assignment(matrix.numpy())[1] for matrix in cost.cpu()]
+    return torch.from_numpy(np.stack(columns)).to(cost.device)
+
+
+def _decibels(mse: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / mse)

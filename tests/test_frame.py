@@ -27,7 +27,8 @@ def canonical(name: str) -> str:
 
 def test_every_dependency_is_locked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["study"]
     assert {canonical(re.split(r"[<>=\[]", line)[0]) for line in wanted} <= pins().keys()
 
 

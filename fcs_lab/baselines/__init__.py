@@ -1,0 +1,1 @@
+"""Methods that this one is compared with."""

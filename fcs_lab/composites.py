@@ -1,0 +1,134 @@
+"""Composites of which the layers and masks are known: pictures laid over one another, to try layer inference on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_dilation, binary_fill_holes
+from torch import Tensor
+
+from fcs_lab.checks import is_int, is_number
+
+__all__ = ["Composites", "make_composites", "supports"]
+
+BACKGROUND = -1.0
+
+
+@dataclass(frozen=True)
+class Composites:
+    """B composites of K layers each; layer 0 lies on top."""
+
+    images: Tensor
+    """y = Σ m_k ⊙ x_k, (B, C, H, W) in [-1, 1]."""
+    layers: Tensor
+    """x_k, whole, what is hidden included: (B, K, C, H, W)."""
+    masks: Tensor
+    """m_k, where layer k is what one sees: (B, K, H, W), of 0 and 1, and 1 in one layer at every pixel."""
+    labels: Tensor
+    """The classes of the layers, (B, K), int64."""
+
+
+def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
+    """Where pictures on a background of −1 are opaque: (N, C, H, W) -> (N, H, W), bool.
+
+    Args:
+        images: In [-1, 1].
+        kind: "stroke": all that is not background, and one pixel around it. "silhouette": all that is not
+            background, its holes filled.
+
+    Raises:
+        ValueError: Another kind.
+    """
+    if kind not in ("stroke", "silhouette"):
+        raise ValueError(f"kind is {kind!r}; expected 'stroke' or 'silhouette'")
+    opaque = (images.amax(1) > BACKGROUND + 0.1).cpu().numpy()
+    square = np.ones((3, 3), dtype=bool)
+    shape = [binary_dilation(one, square) if kind == "stroke" else binary_fill_holes(one) for one in opaque]
+    return torch.from_numpy(np.stack(shape)).to(images.device)
+
+
+def make_composites(
+    images: Tensor,
+    labels: Tensor,
+    count: int,
+    num_layers: int,
+    *,
+    kind: Literal["stroke", "silhouette"],
+    max_shift: int = 3,
+    min_visible: float = 0.4,
+    seed: int = 0,
+) -> Composites:
+    """Lay pictures of different classes over one another, each a little off its place.
+
+    Pictures and shifts are drawn at random, and drawn again until every layer overlaps another and enough of it is
+    seen. No picture is shifted out of the frame.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1] on a background of −1, such as `load_digits` and `load_garments` return.
+        labels: (N,), their classes.
+        count: B, the number of composites.
+        num_layers: K, at least 1.
+        kind: What of a picture is opaque; see `supports`.
+        max_shift: The largest shift along each axis, in pixels.
+        min_visible: The share of each layer's pixels (those that are not background) that has to be seen.
+        seed: Of the random draws.
+
+    Raises:
+        ValueError: An argument out of its range, or no such composites were found.
+    """
+    for name, value, least in (("count", count, 1), ("num_layers", num_layers, 1), ("max_shift", max_shift, 0)):
+        if not is_int(value) or value < least:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    if not is_number(min_visible) or not 0 <= min_visible < 1:
+        raise ValueError(f"min_visible is {min_visible!r}; expected a number of at least 0 and less than 1")
+    opaque = supports(images, kind)
+    classes = len(labels.unique())
+    if num_layers > classes:
+        raise ValueError(f"num_layers is {num_layers}; the images are of {classes} classes, and layers take different ones")
+    generator = np.random.default_rng(seed)
+    made: list[tuple[Tensor, ...]] = []
+    for _ in range(2000 * count):
+        chosen = torch.from_numpy(generator.choice(len(images), num_layers, replace=False))
+        moves = generator.integers(-max_shift, max_shift, (num_layers, 2), endpoint=True)
+        one = _lay(images[chosen], opaque[chosen], moves, min_visible) if _differ(labels[chosen]) else None
+        if one is not None:
+            made.append((*one, labels[chosen]))
+        if len(made) == count:
+            return Composites(*(torch.stack(parts) for parts in zip(*made, strict=True)))
+    raise ValueError(
+        f"only {len(made)} of {count} composites of {num_layers} layers show min_visible = {min_visible} of every layer; "
+        "expected a smaller min_visible, or a larger max_shift"
+    )
+
+
+def _differ(labels: Tensor) -> bool:
+    return len(labels.unique()) == len(labels)
+
+
+def _lay(layers: Tensor, opaque: Tensor, moves: np.ndarray, min_visible: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """One composite, its layers and masks; None if it is not one to be kept."""
+    moved = []
+    for layer, shape, (down, right) in zip(layers, opaque, moves.tolist(), strict=True):
+        rolled = torch.roll(shape, (down, right), (0, 1))
+        if rolled.sum() != _inside(shape, down, right):
+            return None  # over the edge
+        moved.append((torch.roll(layer, (down, right), (1, 2)), rolled))
+    layers, opaque = (torch.stack(parts) for parts in zip(*moved, strict=True))
+    above = torch.cumsum(opaque.int(), 0) - opaque.int()  # how many layers hide this one
+    masks = opaque & (above == 0)
+    masks[-1] = above[-1] == 0  # the lowest layer is seen wherever no other is
+    ink = layers.amax(1) > BACKGROUND + 0.1
+    seen = (ink & masks).sum((1, 2)) / ink.sum((1, 2))
+    overlapping = (opaque & (opaque.sum(0) > 1)).any(-1).any(-1)
+    if bool((seen < min_visible).any()) or (len(layers) > 1 and not bool(overlapping.all())):
+        return None
+    return (masks[:, None] * layers).sum(0), layers, masks.to(layers.dtype)
+
+
+def _inside(shape: Tensor, down: int, right: int) -> Tensor:
+    """How many pixels of the shape stay in the frame."""
+    height, width = shape.shape
+    return shape[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)].sum()

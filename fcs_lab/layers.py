@@ -1,0 +1,406 @@
+"""Layer inference: the K images that one composite is made of, and the masks that say where each of them is seen.
+
+y = Σ_k m_k ⊙ x_k with Σ_k m_k = 1 (the task of the paper's first version). Neither the layers nor the masks are known.
+Given the masks, the layers are sampled jointly under that constraint by Algorithm 1; given the layers, the masks have a
+closed form. `infer_layers` takes turns, a timestep at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from fcs_lab.checks import is_int, is_number
+from fcs_lab.constraints import _Constraint
+from fcs_lab.denoisers import Denoiser, levels_at
+from fcs_lab.images import ImageLike, to_tensor
+from fcs_lab.latent import Decoded, LatentDenoiser
+from fcs_lab.sampler import State, StepSize, TraceEntry, _check_types, sample
+
+__all__ = ["LayeredComposite", "LayersResult", "infer_layers", "infer_masks"]
+
+LARGEST_RESIDUAL = 4.0  # of two images in [-1, 1], squared
+
+
+@dataclass
+class LayersResult:
+    """What `infer_layers` returns. For one composite there is no leading B."""
+
+    layers: Tensor
+    """x_k (B, K, C, H, W) in [-1, 1], what is hidden in the composite included."""
+    masks: Tensor
+    """m_k (B, K, H, W), at least 0, which sum to 1 over K."""
+    trace: list[TraceEntry] = field(repr=False)
+    """The sampler's own, of the batch of B·U layers that were sampled (U of K: not those that were known)."""
+    mask_trace: list[Tensor] = field(repr=False)
+    """The masks (B, K, H, W) after each timestep, on the CPU."""
+    nfe: float
+    """Forward evaluations a layer, counted."""
+    n_backward: float
+    """Backward passes through the denoiser a layer, counted."""
+    completed: bool = True
+    """False if a callback ended the run early."""
+
+    def compose(self, visible: Sequence[int] | None = None, shifts: Mapping[int, tuple[int, int]] | None = None) -> Tensor:
+        """The composite anew, Σ m_k ⊙ x_k, with layers left out or moved.
+
+        A mask moves with its layer. Pixels that lose their layer go to those whose masks are nearest, and so show
+        what was hidden.
+
+        Args:
+            visible: The layers that are shown. None: all.
+            shifts: Layer -> (down, right), in pixels.
+
+        Returns:
+            (B, C, H, W), without the B for one composite.
+
+        Raises:
+            ValueError: No layer is visible, or one is not there; a shift is not two whole numbers.
+        """
+        K = self.masks.shape[-3]
+        visible = list(range(K) if visible is None else visible)
+        shifts = dict(shifts or {})
+        if not visible or not all(is_int(k) and 0 <= k < K for k in visible):
+            raise ValueError(f"visible is {visible}; expected some of the layers 0 to {K - 1}")
+        for k, shift in shifts.items():
+            if not (is_int(k) and 0 <= k < K and len(shift) == 2 and all(map(is_int, shift))):
+                raise ValueError(f"shifts holds {k!r}: {shift!r}; expected layers 0 to {K - 1}, each with (down, right)")
+        layers, masks = self.layers.movedim(-4, 0), self.masks.movedim(-3, 0)  # K first
+        moves = [shifts.get(k, (0, 0)) for k in visible]
+        shown = torch.stack([_shifted(layers[k], move) for k, move in zip(visible, moves, strict=True)])
+        weights = torch.stack([_shifted(masks[k], move, fill=0.0) for k, move in zip(visible, moves, strict=True)])
+        # Where no mask is left, the blurred ones decide; where they too are zero, all layers alike.
+        weights = weights + 1e-3 * _blurred(weights, 2.0) + 1e-6
+        return ((weights / weights.sum(0)).unsqueeze(-3) * shown).sum(0)
+
+
+class LayeredComposite(_Constraint):
+    """y = Σ_k m_k ⊙ x_k on all the layers at once.
+
+    Fixed masks are a recipe, and a soft one blends: C = ½‖y − Σ_j m_j ⊙ x_j‖², e_k = m_k ⊙ (y − Σ_j m_j ⊙ x_j). Inferred
+    ones are a doubt, the probability that a pixel shows layer k: C_k = ½ Σ m_k (y − x_k)², e_k = m_k ⊙ (y − x_k), and
+    Σ_k C_k bounds the blend's C from above. Where the masks are 0 or 1 the two agree.
+
+    The batch of B composites holds the U layers of each that are sampled, one composite after the other:
+    (B·U, C, H, W). The K − U known layers are kept here.
+
+    Args:
+        composite: y (B, C, H, W) in [-1, 1].
+        masks: m_k (B, K, H, W), which sum to 1 over K.
+        known: Layer -> its image (B, C, H, W).
+        fixed: Whether the masks are fixed; others may be replaced while the constraint is in use.
+    """
+
+    def __init__(self, composite: Tensor, masks: Tensor, known: Mapping[int, Tensor] | None = None, fixed: bool = True):
+        known = known or {}
+        self.composite, self.masks, self.fixed = composite, masks, fixed
+        self.sampled = [k for k in range(masks.shape[1]) if k not in known]
+        self.layers = composite[:, None].repeat(1, masks.shape[1], 1, 1, 1)
+        """x_k (B, K, C, H, W): the known ones, and the sampled ones as the sampler last showed them."""
+        for k, image in known.items():
+            self.layers[:, k] = image
+        self.batch_size = len(composite) * len(self.sampled)
+        self.shape = tuple(composite.shape[1:])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LayeredComposite:
+        """Itself, moved in place: the masks that are replaced have to be those that the sampler uses."""
+        self.composite, self.masks, self.layers = (x.to(device, dtype) for x in (self.composite, self.masks, self.layers))
+        return self
+
+    def take(self, images: Tensor) -> None:
+        """Note the sampled layers (B·U, C, H, W)."""
+        self.layers[:, self.sampled] = images.detach().to(self.layers).unflatten(0, (-1, len(self.sampled)))
+
+    def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        self.take(x0)
+        weights = self.masks[:, :, None]
+        if self.fixed:
+            residual = (self.composite - (weights * self.layers).sum(1))[:, None].expand_as(self.layers)
+            cost = residual.square() / 2
+        else:
+            residual = self.composite[:, None] - self.layers
+            cost = weights * residual.square() / 2
+        cost, error = (part[:, self.sampled].flatten(0, 1) for part in (cost, weights * residual))
+        return cost.flatten(1).sum(1), error
+
+
+def infer_masks(
+    composite: Tensor, layers: Tensor, temperature: float, smoothness: float = 0.0, scribbles: Tensor | None = None
+) -> Tensor:
+    """The masks for given layers: m = softmax_k(−r_k/2τ), r_k the squared residual (y − x_k)² averaged locally.
+
+    These minimise Σ_k m_k (r_k/2 + τ log m_k) over all m with Σ_k m_k = 1: each pixel is the more a layer's, the better
+    that layer and its neighbourhood explain it; τ is what a doubt is worth.
+
+    Args:
+        composite: y (B, C, H, W).
+        layers: x_k (B, K, C, H, W).
+        temperature: τ > 0, in units of squared grey levels of [-1, 1], averaged over the channels.
+        smoothness: The standard deviation of the Gaussian neighbourhood, in pixels; the prior that a pixel belongs to
+            the same layer as those about it.
+        scribbles: int64 (B, H, W): the layer that a pixel is known to belong to, or −1.
+
+    Returns:
+        (B, K, H, W).
+    """
+    residual = (composite[:, None] - layers).square().mean(2)
+    if scribbles is None:
+        return (-_blurred(residual, smoothness) / (2 * temperature)).softmax(1)
+    told = (scribbles >= 0)[:, None]
+    one_hot = torch.nn.functional.one_hot(scribbles.clamp_min(0), residual.shape[1]).movedim(-1, 1).to(residual)
+    residual = torch.where(told, LARGEST_RESIDUAL * (1 - one_hot), residual)  # so that the neighbourhood hears of it
+    masks = (-_blurred(residual, smoothness) / (2 * temperature)).softmax(1)
+    return torch.where(told, one_hot, masks)
+
+
+def infer_layers(
+    model: Denoiser,
+    composite: ImageLike,
+    num_layers: int = 2,
+    *,
+    prompts: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    guidance_scale: float | None = None,
+    masks: Tensor | np.ndarray | None = None,
+    scribbles: Tensor | np.ndarray | None = None,
+    known_layers: Mapping[int, ImageLike] | None = None,
+    num_inference_steps: int = 20,
+    inner_steps: int | Sequence[int] | None = None,
+    step_size: StepSize = (0.2, 0.05),
+    direction: str = "newton",
+    eta: float | None = None,
+    fd_step: float | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    temperature: tuple[float, float] = (0.1, 0.02),
+    smoothness: float = 1.5,
+    callback_on_step_end: Callable[[State, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+    progress: bool = True,
+) -> LayersResult:
+    """The layers and masks of a composite, y = Σ m_k ⊙ x_k: x_k sampled jointly by Algorithm 1, m_k inferred between steps.
+
+    Nothing but their noise tells the layers apart at first: all start with equal masks, and what one happens to explain
+    better than the others becomes its own as the temperature falls. So another seed may well split a composite in
+    another way, or not at all; scribbles, prompts or a known layer break the tie. Where all layers agree (a common
+    background), the masks stay undecided, and rightly so.
+
+    Args:
+        model: A denoiser of single layers; in a latent model the layers are decoded, and the masks are at the size of
+            the images.
+        composite: y: an image, or several of one size, in any form that `to_tensor` takes.
+        num_layers: K, at least 1.
+        prompts: For a text-conditional model: K prompts, one a layer; or such a list for each composite. None: the
+            model's own.
+        guidance_scale: Of the prompts. None: 7.5, as in `load`.
+        masks: Fixed masks, (K, H, W) or (B, K, H, W), at least 0, which sum to 1 over K: then only layers are inferred.
+        scribbles: Whole numbers (H, W) or (B, H, W): k where a pixel is known to belong to layer k, −1 elsewhere.
+        known_layers: Layer -> its image, one for all composites or one each. It is not sampled.
+        num_inference_steps, step_size, direction, eta, fd_step: As for `sample`; the steps are smaller here.
+        inner_steps: As for `sample`. None: none at the first three tenths of the timesteps, 5 at each of the others. While
+            the masks are undecided every layer is drawn to the whole composite, and layers that agree stay so.
+        generator: One for all, or a list with one a composite; then each comes out as it would alone.
+        temperature: τ of the masks (see `infer_masks`), (at pure noise, at the end); between them it falls with the
+            share of noise in x_t: 1 − ᾱ_t, or σ²/(σ² + (1 − σ)²) of a rectified flow.
+        smoothness: Of the masks, in pixels; see `infer_masks`.
+        callback_on_step_end: Called as (state, step_index, timestep, {"x_t": …, "x0": …, "layers": …, "masks": …})
+            after each timestep, the layers as images and shaped as in the result. As for `sample` it may return a new
+            "x_t", and `state.interrupt = True` ends the run.
+        progress: Show a progress bar.
+
+    Returns:
+        Layers and masks, with their traces and the evaluations counted.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
+            any work is done.
+    """
+    _check_types(model, None)
+    y = to_tensor(composite, "composite")
+    if not is_int(num_layers) or num_layers < 1:
+        raise ValueError(f"num_layers is {num_layers!r}; expected a whole number of at least 1")
+    B, K, single = len(y), num_layers, len(y) == 1
+    first, last = _check_temperature(temperature)
+    if not is_number(smoothness) or smoothness < 0:
+        raise ValueError(f"smoothness is {smoothness!r}; expected a number of at least 0")
+    if masks is not None and scribbles is not None:
+        raise ValueError("masks and scribbles are both given; fixed masks leave nothing for scribbles to tell")
+    known = _check_known(known_layers, y, K)
+    given = None if masks is None else _check_masks(masks, y, K)
+    told = None if scribbles is None else _check_scribbles(scribbles, y, K)
+    model = _prompted(model, prompts, guidance_scale, B, K, known)
+    generators = _check_generator(generator, B)
+    if inner_steps is None and is_int(num_inference_steps):
+        inner_steps = [5 * (10 * step >= 3 * num_inference_steps) for step in range(num_inference_steps)]
+
+    y = y.to(model.device, torch.promote_types(y.dtype, torch.float32))
+    told = None if told is None else told.to(y.device)
+    undecided = torch.full((B, K, *y.shape[-2:]), 1 / K)
+    start = (undecided if given is None else given).to(y)
+    task = LayeredComposite(y, start, {k: image.to(y) for k, image in known.items()}, fixed=given is not None)
+    mask_trace: list[Tensor] = []
+
+    def update_masks(temperature: float) -> None:
+        if given is None:
+            task.masks = infer_masks(task.composite, task.layers, temperature, smoothness, told)
+
+    def on_step_end(state: State, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        signal, noise = levels_at(model, t, state.x0)
+        update_masks(last + (first - last) * float(noise**2 / (signal**2 + noise**2)))
+        mask_trace.append(_squeezed(task.masks, single).cpu())
+        if callback_on_step_end is None:
+            return None
+        shown = {"layers": task.layers.clamp(-1, 1), "masks": task.masks}
+        return callback_on_step_end(state, step, t, tensors | {name: _squeezed(x, single) for name, x in shown.items()})
+
+    update_masks(first)  # what scribbles and known layers say already
+    result = sample(
+        model,
+        Decoded(task, model) if isinstance(model, LatentDenoiser) else task,
+        num_inference_steps=num_inference_steps,
+        inner_steps=inner_steps,
+        step_size=step_size,
+        direction=direction,
+        eta=eta,
+        fd_step=fd_step,
+        # Layers draw from their composite's generator in turn.
+        generator=None if generators is None else [one for one in generators for _ in task.sampled],
+        callback_on_step_end=on_step_end,
+        progress=progress,
+    )
+    task.take(result.images)
+    update_masks(last)
+    return LayersResult(
+        layers=_squeezed(task.layers, single),
+        masks=_squeezed(task.masks, single),
+        trace=result.trace,
+        mask_trace=mask_trace,
+        nfe=result.nfe,
+        n_backward=result.n_backward,
+        completed=result.completed,
+    )
+
+
+def _squeezed(x: Tensor, single: bool) -> Tensor:
+    return x[0] if single else x
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    """The Gaussian average over the last two axes."""
+    if sigma == 0:
+        return x
+    return torch.from_numpy(gaussian_filter(x.cpu().numpy(), sigma, mode="nearest", axes=(-2, -1))).to(x)
+
+
+def _shifted(x: Tensor, shift: tuple[int, int], fill: float | None = None) -> Tensor:
+    """x (…, H, W) moved (down, right); what comes in at the edges is `fill`, or a copy of the edge."""
+    for axis, by in zip((-2, -1), shift, strict=True):
+        size = x.shape[axis]
+        source = torch.arange(size, device=x.device) - by
+        inside = (source >= 0) & (source < size)
+        x = x.index_select(axis, source.clamp(0, size - 1))
+        if fill is not None:
+            x = torch.where(inside[:, None] if axis == -2 else inside, x, fill)
+    return x
+
+
+def _check_temperature(temperature: tuple[float, float]) -> tuple[float, float]:
+    pair = isinstance(temperature, Sequence) and len(temperature) == 2 and all(map(is_number, temperature))
+    if not pair or not temperature[0] >= temperature[1] > 0:
+        raise ValueError(f"temperature is {temperature!r}; expected (first, last), positive numbers that do not rise")
+    return float(temperature[0]), float(temperature[1])
+
+
+def _check_known(known_layers: Mapping[int, ImageLike] | None, y: Tensor, K: int) -> dict[int, Tensor]:
+    if known_layers is not None and not isinstance(known_layers, Mapping):
+        raise TypeError(f"known_layers is a {type(known_layers).__name__}; expected a dict of layer -> image")
+    known = {}
+    for k, image in (known_layers or {}).items():
+        if not is_int(k) or not 0 <= k < K:
+            raise ValueError(f"known_layers has layer {k!r}; expected 0 to {K - 1}")
+        known[int(k)] = image = to_tensor(image, f"known_layers[{k}]")
+        if image.shape[1:] != y.shape[1:] or len(image) not in (1, len(y)):
+            raise ValueError(
+                f"known_layers[{k}] has shape {tuple(image.shape)}; the composite has {tuple(y.shape)}: expected one image "
+                "of that size, or one for each composite"
+            )
+    if len(known) == K:
+        raise ValueError(f"known_layers gives all {K} layers; expected fewer, or a larger num_layers")
+    return known
+
+
+def _check_masks(masks: Tensor | np.ndarray, y: Tensor, K: int) -> Tensor:
+    masks = _array(masks, "masks", y, (K,)).double()
+    if not bool(masks.isfinite().all()) or bool((masks < 0).any()):
+        raise ValueError("masks has values that are negative, NaN or infinite; expected at least 0")
+    sums = masks.sum(1)
+    if not bool(((sums - 1).abs() <= 1e-3).all()):
+        raise ValueError(
+            f"masks sum to between {sums.min():.4g} and {sums.max():.4g} over the layers; expected 1 everywhere"
+        )
+    return masks / sums[:, None]
+
+
+def _check_scribbles(scribbles: Tensor | np.ndarray, y: Tensor, K: int) -> Tensor:
+    scribbles = _array(scribbles, "scribbles", y, ())
+    if scribbles.is_floating_point() or scribbles.dtype == torch.bool:
+        raise TypeError(f"scribbles is of {scribbles.dtype}; expected whole numbers: a layer, or −1 where it is unknown")
+    if int(scribbles.min()) < -1 or int(scribbles.max()) >= K:
+        raise ValueError(
+            f"scribbles has values from {scribbles.min()} to {scribbles.max()}; expected layers 0 to {K - 1}, and −1"
+        )
+    return scribbles.long()
+
+
+def _array(value: Tensor | np.ndarray, name: str, y: Tensor, leading: tuple[int, ...]) -> Tensor:
+    """An array (…, H, W) for all composites, or one for each, as (B, …, H, W)."""
+    if not isinstance(value, Tensor | np.ndarray):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an array or a tensor")
+    value = torch.as_tensor(value).detach()
+    one = (*leading, *y.shape[-2:])
+    if tuple(value.shape) not in (one, (1, *one), (len(y), *one)):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {one}, or {(len(y), *one)}")
+    return value.expand(len(y), *one)
+
+
+def _check_generator(
+    generator: torch.Generator | list[torch.Generator] | None, B: int
+) -> list[torch.Generator | None] | None:
+    if generator is None or isinstance(generator, torch.Generator):
+        return None if generator is None else [generator] * B
+    if not isinstance(generator, list | tuple) or len(generator) != B:
+        raise ValueError(
+            f"generator is {generator!r}; expected a torch.Generator, or a list with one for each of {B} composites"
+        )
+    return list(generator)
+
+
+def _prompted(
+    model: Denoiser,
+    prompts: Sequence[str] | Sequence[Sequence[str]] | None,
+    guidance_scale: float | None,
+    B: int,
+    K: int,
+    known: Mapping[int, Tensor],
+) -> Denoiser:
+    """The model with a prompt for each layer that is sampled."""
+    if prompts is None:
+        if guidance_scale is not None:
+            raise ValueError(f"guidance_scale is {guidance_scale!r}, but there are no prompts for it to follow")
+        return model
+    if not isinstance(model, LatentDenoiser):
+        raise ValueError(f"prompts is {prompts!r}, but the model is unconditional; it takes no prompts")
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts is {prompts!r}; expected a list with one prompt for each layer")
+    rows = [prompts] * B if all(isinstance(one, str) for one in prompts) else list(prompts)
+    if len(rows) != B:
+        raise ValueError(f"prompts holds {len(rows)} lists; expected one for each of {B} composites")
+    for row in rows:
+        if isinstance(row, str) or not isinstance(row, Sequence) or not all(isinstance(one, str) for one in row):
+            raise TypeError(f"prompts holds {row!r}; expected {K} prompts, or a list of {K} for each composite")
+        if len(row) != K:
+            raise ValueError(f"prompts holds {len(row)} prompts; expected one for each of {K} layers")
+    flat = [row[k] for row in rows for k in range(K) if k not in known]
+    return model.with_prompt(flat, model.negative_prompt, 7.5 if guidance_scale is None else guidance_scale)

@@ -11,8 +11,11 @@ from scipy.ndimage import binary_dilation, binary_fill_holes
 from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
+from fcs_lab.data import GARMENTS, example_images, load_digits, load_garments
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.latent import LatentDenoiser, image_shape
 
-__all__ = ["Composites", "make_composites", "supports"]
+__all__ = ["Composites", "example_composites", "make_composites", "supports"]
 
 BACKGROUND = -1.0
 
@@ -132,3 +135,49 @@ def _inside(shape: Tensor, down: int, right: int) -> Tensor:
     """How many pixels of the shape stay in the frame."""
     height, width = shape.shape
     return shape[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)].sum()
+
+
+PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
+"""What `example_images` of an RGB model shows."""
+
+
+def example_composites(model: Denoiser, count: int, num_layers: int, seed: int = 0) -> tuple[Composites, list[list[str]]]:
+    """Composites to try a model on: digits, for a grey latent model garments, for an RGB one photographs seen through discs.
+
+    Args:
+        model: Whose images they are like.
+        count, num_layers, seed: As for `make_composites`. Each layer is seen by at least 0.4 of it, of three layers 0.3,
+            of more 0.2. Photographs begin anew after four.
+
+    Returns:
+        The composites, and what each of their layers shows: `names[b][k]`, such as "7" or "a sneaker".
+
+    Raises:
+        ValueError: A grey model whose images are not 32×32, or as for `make_composites`.
+        ImportError: As for `example_images`.
+    """
+    shape = image_shape(model)
+    if shape[0] == 3:
+        photographs = example_images(model)
+        if not 1 <= num_layers <= len(photographs):
+            raise ValueError(f"num_layers is {num_layers!r}; there are {len(photographs)} photographs")
+        chosen = torch.stack([torch.arange(b, b + num_layers) % len(photographs) for b in range(count)])
+        row, column = np.mgrid[-1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
+        angle = 2 * np.pi * np.arange(num_layers)[:, None, None] / num_layers
+        discs = (row - 0.4 * np.sin(angle)) ** 2 + (column - 0.4 * np.cos(angle)) ** 2 < 0.3
+        masks = torch.from_numpy(discs & (np.cumsum(discs, 0) == 1))
+        masks[-1] = ~masks[:-1].any(0)
+        masks = masks.to(photographs).expand(count, -1, -1, -1)
+        layers = photographs[chosen]
+        composites = Composites((masks[:, :, None] * layers).sum(1), layers, masks, chosen)
+        names = PHOTOGRAPHED
+    elif shape == (1, 32, 32):
+        latent = isinstance(model, LatentDenoiser)
+        names = GARMENTS if latent else tuple("0123456789")
+        images, labels = load_garments() if latent else load_digits()
+        kind = "silhouette" if latent else "stroke"
+        visible = {1: 0.4, 2: 0.4, 3: 0.3}.get(num_layers, 0.2)
+        composites = make_composites(images, labels, count, num_layers, kind=kind, min_visible=visible, seed=seed)
+    else:
+        raise ValueError(f"the model's images are {shape}; there are example composites of (1, 32, 32) and of RGB images")
+    return composites, [[names[label] for label in row] for row in composites.labels.tolist()]

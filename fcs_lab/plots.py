@@ -15,10 +15,13 @@ from torch import Tensor
 
 from fcs_lab.sampler import Result
 
-__all__ = ["direction_grid", "image_grid", "plot_error", "show", "trajectory"]
+__all__ = ["colour_masks", "direction_grid", "image_grid", "plot_error", "show", "trajectory"]
 
 HIDDEN = (0.93, 0.55, 0.20)
 """The colour of what is masked."""
+
+LAYER_COLOURS = (HIDDEN, (0.20, 0.50, 0.80), (0.25, 0.65, 0.40), (0.70, 0.40, 0.75))
+"""The colours of layers, from the first; a fifth has the first's again."""
 
 
 class Figure(MatplotlibFigure):
@@ -41,6 +44,12 @@ def show(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+def colour_masks(masks: Tensor) -> Tensor:
+    """Soft masks (..., K, H, W) that sum to 1 as images (..., 3, H, W) in [-1, 1]: Σ m_k times the colour of layer k."""
+    colours = masks.new_tensor([LAYER_COLOURS[k % len(LAYER_COLOURS)] for k in range(masks.shape[-3])])
+    return torch.einsum("...khw,kc->...chw", masks, colours) * 2 - 1
 
 
 def image_grid(

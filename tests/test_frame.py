@@ -74,7 +74,7 @@ def test_the_wheel_carries_the_model_and_not_its_checkpoints(tmp_path):
         "fcs_lab/weights/classifier/model.safetensors",
         "fcs_lab/weights/digits.safetensors",
         "fcs_lab/weights/checksums.json",
-        "fcs_lab/widgets/mask_painter.js",
+        "fcs_lab/widgets/canvas.js",
     ):
         assert needed in names
     assert not [name for name in names if "checkpoints" in name or name.startswith(("tests", "figures", "notebooks"))]

@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
-import html
-import io
-import threading
 from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fcs_lab.constraints import Inpainting
-from fcs_lab.data import load_digits
+from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser
-from fcs_lab.images import to_pil, to_tensor
+from fcs_lab.images import to_pil
+from fcs_lab.latent import LatentDenoiser, decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State, sample
-from fcs_lab.widgets.mask_painter import MaskPainter, png
-from fcs_lab.zoo import load
+from fcs_lab.widgets.canvas import MaskPainter, png
+from fcs_lab.widgets.lab import BUTTON, SamplerLab
 
 __all__ = ["InpaintingLab"]
 
 COMPARED = ("identity", "gradient", "newton")
-ZOOM = 6  # screen pixels an image pixel, in the pictures of results
 
 
-class InpaintingLab(widgets.VBox):
+class InpaintingLab(SamplerLab):
     """Choose an image, paint a mask, set the sampler, press Run.
 
     Sampling runs in a thread of its own, so the kernel and the widgets stay responsive; Stop leaves the partial result.
     `run`, `compare`, `stop` and `wait` do from code what the buttons do; `result` and `results` are what they left.
 
     Args:
-        model: A denoiser of images of at most 64 pixels a side, or what `fcs_lab.load` takes.
+        model: A denoiser, or what `fcs_lab.load` takes. Of a latent model one paints and looks at the images.
     """
 
     def __init__(self, model: Denoiser | str = "mnist") -> None:
-        self.model = load(model) if isinstance(model, str) else model
+        super().__init__(model)
         self.results: dict[str, Result] = {}
-        self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
-        self._frames: list[tuple[str, Tensor]] = []  # (caption, x̂_0) for the scrubber
-        self._digits = load_digits()[0] if tuple(self.model.shape) == (1, 32, 32) else None
-        self.image = self._digits[:1] if self._digits is not None else torch.zeros(1, *self.model.shape)
+        try:
+            self._examples = example_images(self.model)
+        except (ImportError, ValueError):  # there are none of its kind: begin with grey, and upload
+            self._examples = torch.zeros(1, *image_shape(self.model))
+        self.image = self._examples[:1]
         self._build()
         plots = widgets.VBox([self.comparison, self.curve], layout=widgets.Layout(align_items="flex-start"))
-        super().__init__([self._controls(), self._buttons(), self.status, self.message, self._pictures(), plots])
+        self.children = [self._controls(), self._buttons(), self.status, self.message, self._pictures(), plots]
         self._apply_preset()
 
     # What it looks like
 
     def _build(self) -> None:
-        def control(kind: type[widgets.Widget], *values, description: str, **options) -> widgets.Widget:
-            layout = widgets.Layout(width="330px")
-            return kind(*values, description=description, style={"description_width": "105px"}, layout=layout, **options)
-
-        self.painter = MaskPainter(self.image)
-        self.digit = control(widgets.BoundedIntText, 0, 0, 255, description="bundled digit")
-        self.upload_image = widgets.FileUpload(accept="image/*", description="image…", layout=widgets.Layout(width="110px"))
-        self.upload_mask = widgets.FileUpload(accept="image/*", description="mask…", layout=widgets.Layout(width="110px"))
+        control = self._control
+        self.painter = MaskPainter(self.image, zoom=max(1, 288 // self.image.shape[-1]))
+        self.example = control(widgets.BoundedIntText, 0, 0, len(self._examples) - 1, description="bundled image")
+        self.upload_mask = widgets.FileUpload(accept="image/*", description="mask…", layout=widgets.Layout(width="130px"))
         self.preset = control(
             widgets.Dropdown, options=["right half", "top half", "middle", "nothing (paint)"], description="mask"
         )
@@ -91,39 +84,29 @@ class InpaintingLab(widgets.VBox):
         )
         self.regularization = control(widgets.FloatLogSlider, 0.1, min=-3, max=1, step=0.25, description="regularisation")
         self.eta = control(widgets.FloatSlider, 1.0, min=0, max=1, step=0.05, description="η")
-        self.seed = control(widgets.IntText, 0, description="seed")
-        button = widgets.Layout(width="130px")
-        self.run_button = widgets.Button(description="Run", icon="play", button_style="success", layout=button)
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True, layout=button)
+        self.prompt = control(widgets.Text, description="prompt")
+        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance s")
         self.compare_button = widgets.Button(
-            description="Compare", icon="columns", layout=button, tooltip=", ".join(COMPARED)
+            description="Compare", icon="columns", layout=BUTTON, tooltip=", ".join(COMPARED)
         )
-        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="260px"))
-        self.status = widgets.Label("ready")
-        self.message = widgets.HTML()
+        self._starters.append(self.compare_button)
         self.input_picture, self.result_picture, self.truth_picture = (self._picture() for _ in range(3))
-        self.scrubber = control(widgets.IntSlider, 0, 0, 0, description="x̂_0 at step", disabled=True)
-        self.frame_picture = self._picture()
-        self.frame_caption = widgets.Label("")
         self.comparison, self.curve = (
             widgets.Image(format="png", layout=widgets.Layout(width="auto", display="none")) for _ in range(2)
         )
 
-        self.digit.observe(self._on_digit, "value")
-        self.upload_image.observe(self._guarded(self._on_image_upload), "value")
+        self.example.observe(self._on_example, "value")
         self.upload_mask.observe(self._guarded(self._on_mask_upload), "value")
         self.preset.observe(self._apply_preset, "value")
         self.direction.observe(self._show_what_applies, "value")
-        self.scrubber.observe(self._show_frame, "value")
-        self.run_button.on_click(lambda _: self.run())
         self.compare_button.on_click(lambda _: self.compare())
-        self.stop_button.on_click(lambda _: self.stop())
         self._show_what_applies()
 
     def _controls(self) -> widgets.Widget:
         uploads = widgets.HBox([self.upload_image, self.upload_mask])
-        chooser = [self.digit, uploads] if self._digits is not None else [uploads]
-        left = [*chooser, self.preset, self.brush, widgets.HTML("<small>drag to paint, Shift-drag to erase</small>")]
+        hint = widgets.HTML("<small>drag to paint, Shift-drag to erase</small>")
+        text = [self.prompt, self.guidance_scale] if isinstance(self.model, LatentDenoiser) else []
+        left = [self.example, uploads, self.preset, self.brush, hint, *text]
         right = [
             self.direction,
             self.num_inference_steps,
@@ -140,9 +123,7 @@ class InpaintingLab(widgets.VBox):
         return widgets.HBox([self.run_button, self.stop_button, self.compare_button, self.progress])
 
     def _pictures(self) -> widgets.Widget:
-        def titled(title: str, *below: widgets.Widget) -> widgets.Widget:
-            return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=widgets.Layout(margin="0 12px 0 0"))
-
+        titled = self._titled
         return widgets.HBox(
             [
                 titled("input", self.input_picture),
@@ -154,21 +135,13 @@ class InpaintingLab(widgets.VBox):
 
     # Choosing image and mask
 
-    def _on_digit(self, change: dict) -> None:
-        self._set_image(self._digits[change["new"] : change["new"] + 1])
-
-    def _on_image_upload(self, change: dict) -> None:
-        self._say("")
-        channels, height, width = self.model.shape
-        picture = _opened(change["new"])
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        if picture.size != (width, height):
-            self._say(f"The image was resized from {picture.width}×{picture.height} to {width}×{height} pixels.", "#555")
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        self._set_image(to_tensor(picture))
+    def _on_example(self, change: dict) -> None:
+        self._set_image(self._examples[change["new"] : change["new"] + 1])
 
     def _on_mask_upload(self, change: dict) -> None:
-        picture = _opened(change["new"]).convert("L").resize((self.painter.width, self.painter.height), Image.Resampling.BOX)
+        picture = (
+            self._opened(change["new"]).convert("L").resize((self.painter.width, self.painter.height), Image.Resampling.BOX)
+        )
         values = np.asarray(picture) / 255
         grey = int(((values > 0) & (values < 1)).sum())
         self._say(f"The mask had {grey} grey pixels; it was thresholded at 0.5, as shown." if grey else "", "#555")
@@ -200,29 +173,22 @@ class InpaintingLab(widgets.VBox):
         """The last result of `run`, or the last one that `compare` came to."""
         return next(reversed(self.results.values()), None)
 
-    def run(self) -> None:
-        """Start sampling with the settings shown. Returns at once; `wait` waits for the end."""
-        self._start([self.direction.value])
+    def run(self) -> None:  # documented in the base class
+        self._sample([self.direction.value])
 
     def compare(self) -> None:
         """The same settings and seed with every direction, side by side."""
-        self._start(list(COMPARED))
+        self._sample(list(COMPARED))
 
-    def stop(self) -> None:
-        """End the run after its present timestep; what there is by then is shown."""
-        self._stopping.set()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Until the run has ended, for at most `timeout` seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    def _start(self, directions: list[str]) -> None:
-        if self._thread is not None and self._thread.is_alive():
+    def _sample(self, directions: list[str]) -> None:
+        if self._running:
             return
         self._say("")
         try:
             task = Inpainting(self.image, self.painter.mask)
+            model = self.model
+            if isinstance(model, LatentDenoiser) and self.prompt.value:
+                model = model.with_prompt(self.prompt.value, guidance_scale=self.guidance_scale.value)
         except (TypeError, ValueError) as error:
             self._say(str(error))
             return
@@ -233,58 +199,45 @@ class InpaintingLab(widgets.VBox):
             "step_size": (first, last),
             "fd_step": self.fd_step.value,
             "regularization": self.regularization.value,
-            "eta": self.eta.value,
+            "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
         }
-        self._stopping.clear()
-        self._frames, self.results = [], {}
-        self.progress.max, self.progress.value = settings["num_inference_steps"] * len(directions), 0
-        self.run_button.disabled = self.compare_button.disabled = True
-        self.stop_button.disabled = False
-        self._thread = threading.Thread(target=self._work, args=(task, directions, settings, self.seed.value), daemon=True)
-        self._thread.start()
+        self.results = {}
+        seed = self.seed.value
+        self._start(
+            lambda: self._work(model, task, directions, seed, settings), settings["num_inference_steps"] * len(directions)
+        )
 
-    def _work(self, task: Inpainting, directions: list[str], settings: dict, seed: int) -> None:
-        """In the thread: sample, showing x̂_0 as it goes; errors become messages."""
-        try:
-            for direction in directions:
-                self.status.value = f"{direction} …"
-                self.results[direction] = sample(
-                    self.model,
-                    task,
-                    direction=direction,
-                    generator=torch.Generator().manual_seed(seed),
-                    callback_on_step_end=self._after_timestep(direction),
-                    progress=False,
-                    **settings,
-                )
-                if self._stopping.is_set():
-                    break
-            self._show_results(task)
-        except Exception as error:  # in a thread it would go unseen
-            self.status.value = "failed"
-            self._say(str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}")
-        finally:
-            self.run_button.disabled = self.compare_button.disabled = False
-            self.stop_button.disabled = True
+    def _work(self, model: Denoiser, task: Inpainting, directions: list[str], seed: int, settings: dict) -> None:
+        """In the thread: sample, showing x̂_0 as it goes."""
+        for direction in directions:
+            self.status.value = f"{direction} …"
+            self.results[direction] = sample(
+                model,
+                task,
+                direction=direction,
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=self._after_timestep(direction),
+                progress=False,
+                **settings,
+            )
+            if self._stopping.is_set():
+                break
+        self._show_results(task)
 
     def _after_timestep(self, direction: str) -> Callable[[State, int, int, dict], None]:
         def callback(state: State, step_index: int, timestep: int, _: dict) -> None:
-            self._frames.append((f"{direction}, t = {timestep}, {state.nfe} evaluations", state.x0.cpu()))
-            self.progress.value += 1
-            self.scrubber.disabled = False
-            self.scrubber.max = len(self._frames) - 1
-            self.scrubber.value = len(self._frames) - 1
-            self._show_frame()
-            state.interrupt = self._stopping.is_set()
+            (picture,) = to_pil(decode(self.model, state.x0))
+            caption = f"{direction}, t = {timestep}, {state.nfe} evaluations"
+            state.interrupt = self._add_frame(caption, picture)
 
         return callback
 
     def _show_results(self, task: Inpainting) -> None:
         hidden = _masked(self.image, task.mask)
-        self.input_picture.value = png(hidden, ZOOM)
-        self.truth_picture.value = png(to_pil(self.image)[0], ZOOM)
+        self.input_picture.value = png(hidden, self.zoom)
+        self.truth_picture.value = png(to_pil(self.image)[0], self.zoom)
         result = self.result
-        self.result_picture.value = png(result.to_pil()[0], ZOOM)
+        self.result_picture.value = png(result.to_pil()[0], self.zoom)
         self.comparison.layout.display = "none" if len(self.results) == 1 else ""
         if len(self.results) > 1:
             images = {"truth": self.image} | {name: one.images.cpu() for name, one in self.results.items()}
@@ -297,44 +250,6 @@ class InpaintingLab(widgets.VBox):
             for name, one in self.results.items()
         )
         self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"
-
-    def _picture(self) -> widgets.Image:
-        """An empty frame for a picture of the model's size."""
-        _, height, width = self.model.shape
-        blank = png(Image.new("L", (width, height), 230), ZOOM)
-        return widgets.Image(value=blank, format="png", layout=widgets.Layout(width=f"{width * ZOOM}px"))
-
-    def _show_frame(self, _: object = None) -> None:
-        if self._frames:
-            caption, x0 = self._frames[min(self.scrubber.value, len(self._frames) - 1)]
-            self.frame_picture.value = png(to_pil(x0)[0], ZOOM)
-            self.frame_caption.value = caption
-
-    # Messages
-
-    def _say(self, text: str, colour: str = "#b00020") -> None:
-        self.message.value = f'<span style="color: {colour}">{html.escape(text)}</span>' if text else ""
-
-    def _guarded(self, handler: Callable[[dict], None]) -> Callable[[dict], None]:
-        """The handler, its errors shown as messages."""
-
-        def guarded(change: dict) -> None:
-            if change["new"]:
-                try:
-                    handler(change)
-                except (TypeError, ValueError, OSError) as error:
-                    self._say(str(error))
-
-        return guarded
-
-
-def _opened(uploads: tuple) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(bytes(uploads[0]["content"])))
-        picture.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{uploads[0]['name']} is not an image that can be read") from error
-    return picture
 
 
 def _masked(image: Tensor, mask: Tensor) -> Image.Image:

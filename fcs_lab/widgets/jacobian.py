@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 
-import anywidget
 import ipywidgets as widgets
 import torch
-import traitlets
 from torch import Tensor
 
 from fcs_lab.constraints import CostConstraint
 from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, add_noise
-from fcs_lab.images import to_pil
 from fcs_lab.latent import decode, encode, image_shape, in_latents
 from fcs_lab.plots import Figure, direction_grid
 from fcs_lab.probes import Compared, compare_directions
-from fcs_lab.widgets.mask_painter import png
+from fcs_lab.widgets.canvas import PixelPicker
 from fcs_lab.zoo import load
 
-__all__ = ["JacobianLab", "PixelPicker"]
-
-
-class PixelPicker(anywidget.AnyWidget):
-    """An image (1, C, H, W) in [-1, 1] in which a click, or the arrow keys, pick the pixel (`row`, `column`)."""
-
-    _esm = Path(__file__).parent / "pixel_picker.js"
-    image_png = traitlets.Bytes(b"").tag(sync=True)
-    height = traitlets.Int(32).tag(sync=True)
-    width = traitlets.Int(32).tag(sync=True)
-    row = traitlets.Int(0).tag(sync=True)
-    column = traitlets.Int(0).tag(sync=True)
-    zoom = traitlets.Int(8, help="screen pixels an image pixel").tag(sync=True)
-
-    def __init__(self, image: Tensor, **traits) -> None:
-        super().__init__(**traits)
-        self.set_image(image)
-
-    def set_image(self, image: Tensor) -> None:
-        """Show another image; a pixel outside of it is brought to its border."""
-        (picture,) = to_pil(image)
-        self.height, self.width = picture.height, picture.width
-        self.row, self.column = min(self.row, self.height - 1), min(self.column, self.width - 1)
-        self.image_png = png(picture)
+__all__ = ["JacobianLab"]
 
 
 class JacobianLab(widgets.VBox):

@@ -1,0 +1,168 @@
+"""What the laboratories that sample have in common: a thread to sample in, Run and Stop, progress, messages."""
+
+from __future__ import annotations
+
+import html
+import io
+import threading
+from collections.abc import Callable
+
+import ipywidgets as widgets
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.images import to_tensor
+from fcs_lab.latent import image_shape
+from fcs_lab.widgets.canvas import png
+from fcs_lab.zoo import load
+
+__all__ = ["SamplerLab"]
+
+BUTTON = widgets.Layout(width="130px")
+
+
+class SamplerLab(widgets.VBox):
+    """A laboratory whose `run` samples in a thread of its own, so that the kernel and the widgets stay responsive.
+
+    A subclass lays the controls out, and its `run` calls `_start` with the work to do; that work calls `_add_frame` after
+    every timestep, and stops when that says so.
+
+    Args:
+        model: A denoiser, or what `fcs_lab.load` takes.
+    """
+
+    def __init__(self, model: Denoiser | str) -> None:
+        super().__init__()
+        self.model = load(model) if isinstance(model, str) else model
+        self.zoom = max(1, 192 // image_shape(self.model)[-1])  # screen pixels an image pixel, in pictures of results
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._frames: list[tuple[str, bytes]] = []  # (caption, PNG) for the scrubber
+        self.run_button = widgets.Button(description="Run", icon="play", button_style="success", layout=BUTTON)
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True, layout=BUTTON)
+        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="260px"))
+        self.status = widgets.Label("ready")
+        self.message = widgets.HTML()
+        self.scrubber = self._control(widgets.IntSlider, 0, 0, 0, description="x̂_0 at step", disabled=True)
+        self.frame_picture = self._picture()
+        self.frame_caption = widgets.Label("")
+        self.upload_image = widgets.FileUpload(accept="image/*", description="image…", layout=widgets.Layout(width="130px"))
+        self.seed = self._control(widgets.IntText, 0, description="seed")
+        self._starters = [self.run_button]
+        self.run_button.on_click(lambda _: self.run())
+        self.stop_button.on_click(lambda _: self.stop())
+        self.scrubber.observe(self._show_frame, "value")
+        self.upload_image.observe(self._guarded(self._on_image_upload), "value")
+
+    def run(self) -> None:
+        """Start sampling with the settings shown. Returns at once; `wait` waits for the end."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the run after its present timestep; what there is by then is shown."""
+        self._stopping.set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the run has ended, for at most `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    # For subclasses
+
+    @property
+    def _running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _start(self, work: Callable[[], None], timesteps: int) -> None:
+        """Do the work in a thread; its errors become messages."""
+        self._stopping.clear()
+        self._frames = []
+        self.progress.max, self.progress.value = timesteps, 0
+        for button in self._starters:
+            button.disabled = True
+        self.stop_button.disabled = False
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:  # in a thread it would go unseen
+                self.status.value = "failed"
+                self._say(str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}")
+            finally:
+                for button in self._starters:
+                    button.disabled = False
+                self.stop_button.disabled = True
+
+        self._thread = threading.Thread(target=guarded, daemon=True)
+        self._thread.start()
+
+    def _add_frame(self, caption: str, picture: Image.Image) -> bool:
+        """Show the picture of a timestep that is done; whether the run is to stop."""
+        self._frames.append((caption, png(picture, self.zoom)))
+        self.progress.value += 1
+        self.scrubber.disabled = False
+        self.scrubber.max = len(self._frames) - 1
+        self.scrubber.value = len(self._frames) - 1
+        self._show_frame()
+        return self._stopping.is_set()
+
+    def _show_frame(self, _: object = None) -> None:
+        if self._frames:
+            self.frame_caption.value, self.frame_picture.value = self._frames[
+                min(self.scrubber.value, len(self._frames) - 1)
+            ]
+
+    def _set_image(self, image: Tensor) -> None:
+        """Take an image (1, C, H, W) of the model's size."""
+        raise NotImplementedError
+
+    def _on_image_upload(self, change: dict) -> None:
+        self._say("")
+        channels, height, width = image_shape(self.model)
+        picture = self._opened(change["new"]).convert("L" if channels == 1 else "RGB")
+        if picture.size != (width, height):
+            self._say(f"The image was resized from {picture.width}×{picture.height} to {width}×{height} pixels.", "#555")
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        self._set_image(to_tensor(picture))
+
+    def _say(self, text: str, colour: str = "#b00020") -> None:
+        self.message.value = f'<span style="color: {colour}">{html.escape(text)}</span>' if text else ""
+
+    def _guarded(self, handler: Callable[[dict], None]) -> Callable[[dict], None]:
+        """The handler, its errors shown as messages."""
+
+        def guarded(change: dict) -> None:
+            if change["new"]:
+                try:
+                    handler(change)
+                except (TypeError, ValueError, OSError) as error:
+                    self._say(str(error))
+
+        return guarded
+
+    def _picture(self) -> widgets.Image:
+        """An empty frame for a picture of the model's size."""
+        _, height, width = image_shape(self.model)
+        blank = png(Image.new("L", (width, height), 230), self.zoom)
+        return widgets.Image(value=blank, format="png", layout=widgets.Layout(width=f"{width * self.zoom}px"))
+
+    @staticmethod
+    def _control(kind: type[widgets.Widget], *values, description: str, **options) -> widgets.Widget:
+        layout = widgets.Layout(width="330px")
+        return kind(*values, description=description, style={"description_width": "105px"}, layout=layout, **options)
+
+    @staticmethod
+    def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:
+        # Pictures keep their own width, rather than the box's.
+        layout = widgets.Layout(margin="0 12px 0 0", align_items="flex-start")
+        return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=layout)
+
+    @staticmethod
+    def _opened(uploads: tuple) -> Image.Image:
+        try:
+            picture = Image.open(io.BytesIO(bytes(uploads[0]["content"])))
+            picture.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{uploads[0]['name']} is not an image that can be read") from error
+        return picture

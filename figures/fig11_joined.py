@@ -6,6 +6,11 @@ sides come from one image, or from two of one class; and with a naive blend, whe
 
 Measured: the mean step |∂x| across the two seams, over that of real images at the same columns; how sure a classifier is
 of what it sees; and how plausible the model itself finds the result, by the loss that it was trained with.
+
+What it shows: digits join into digits, often a third one, nearly as plausible as real ones and far more so than the blend.
+Garments of different kinds do not: the sides are given, and no middle makes a shirt and a shoe one garment; those of one
+kind come out better. The seams are smooth either way, so they alone say little. "newton" and "gradient" do equally well;
+"identity" is worse on the digits and no different on the garments.
 """
 
 import argparse

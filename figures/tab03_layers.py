@@ -40,7 +40,7 @@ def main(output: Path, done: Path) -> None:
         for K in LAYERS:
             composites = composites_of(data, K)
             rows, times = numbers[data].setdefault(str(K), {}), seconds[data].setdefault(str(K), {})
-            for method in methods_of(data):
+            for method in methods_of(data, K):
                 batches = []
                 for first in range(0, COMPOSITES, BATCH):
                     chosen = slice(first, min(first + BATCH, COMPOSITES))
@@ -84,8 +84,8 @@ def settings() -> dict:
     }
 
 
-def methods_of(data: str) -> tuple[str, ...]:
-    return (*METHODS, PROMPTED) if data == "garments" else METHODS
+def methods_of(data: str, K: int) -> tuple[str, ...]:
+    return (*METHODS, PROMPTED) if data == "garments" and K == 2 else METHODS
 
 
 def composites_of(data: str, K: int, count: int = 0, seed: int = SEED) -> Composites:

@@ -30,7 +30,7 @@ def script(path: Path, monkeypatch, **settings):
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
 def test_a_figure_twice_gives_the_same_numbers(path, tmp_path, monkeypatch):
     timesteps = () if path.stem == "fig08_invertibility" else (500,)  # of the trained model: a dense J takes long
-    module = script(path, monkeypatch, DIGITS=2, DIGIT=0, STEPS=3, INNER=2, TIMESTEPS=timesteps)
+    module = script(path, monkeypatch, DIGITS=2, DIGIT=0, SAMPLES=2, PAIRS=2, STEPS=3, INNER=2, TIMESTEPS=timesteps)
     records = []
     for run in ("first", "second"):
         module.main(tmp_path / run)

@@ -49,8 +49,8 @@ class LayersResult:
     def compose(self, visible: Sequence[int] | None = None, shifts: Mapping[int, tuple[int, int]] | None = None) -> Tensor:
         """The composite anew, Σ m_k ⊙ x_k, with layers left out or moved.
 
-        A mask moves with its layer. Pixels that lose their layer go to those whose masks are nearest, and so show
-        what was hidden.
+        A mask moves with its layer. Pixels that lose their layer go to the layers that stay where they were, the nearest
+        mask first, and so show what was hidden.
 
         Args:
             visible: The layers that are shown. None: all.
@@ -71,11 +71,12 @@ class LayersResult:
             if not (is_int(k) and 0 <= k < K and len(shift) == 2 and all(map(is_int, shift))):
                 raise ValueError(f"shifts holds {k!r}: {shift!r}; expected layers 0 to {K - 1}, each with (down, right)")
         layers, masks = self.layers.movedim(-4, 0), self.masks.movedim(-3, 0)  # K first
-        moves = [shifts.get(k, (0, 0)) for k in visible]
+        moves = [tuple(shifts.get(k, (0, 0))) for k in visible]
         shown = torch.stack([_shifted(layers[k], move) for k, move in zip(visible, moves, strict=True)])
         weights = torch.stack([_shifted(masks[k], move, fill=0.0) for k, move in zip(visible, moves, strict=True)])
-        # Where no mask is left, the blurred ones decide; where they too are zero, all layers alike.
-        weights = weights + 1e-3 * _blurred(weights, 2.0) + 1e-6
+        # Where no mask is left, the nearest mask that did not move takes over; without one, all layers alike.
+        stays = torch.tensor([move == (0, 0) for move in moves]).reshape(-1, *[1] * (weights.ndim - 1)).to(weights)
+        weights = weights + stays * (1e-3 * _blurred(weights, 2.0) + 1e-6) + 1e-9
         return ((weights / weights.sum(0)).unsqueeze(-3) * shown).sum(0)
 
 
@@ -168,9 +169,9 @@ def infer_layers(
     masks: Tensor | np.ndarray | None = None,
     scribbles: Tensor | np.ndarray | None = None,
     known_layers: Mapping[int, ImageLike] | None = None,
-    num_inference_steps: int = 20,
+    num_inference_steps: int = 10,
     inner_steps: int | Sequence[int] | None = None,
-    step_size: StepSize = (0.2, 0.05),
+    step_size: StepSize = (0.5, 0.1),
     direction: str = "newton",
     eta: float | None = None,
     fd_step: float | None = None,
@@ -198,7 +199,7 @@ def infer_layers(
         masks: Fixed masks, (K, H, W) or (B, K, H, W), at least 0, which sum to 1 over K: then only layers are inferred.
         scribbles: Whole numbers (H, W) or (B, H, W): k where a pixel is known to belong to layer k, −1 elsewhere.
         known_layers: Layer -> its image, one for all composites or one each. It is not sampled.
-        num_inference_steps, step_size, direction, eta, fd_step: As for `sample`; the steps are smaller here.
+        num_inference_steps, step_size, direction, eta, fd_step: As for `sample`.
         inner_steps: As for `sample`. None: none at the first three tenths of the timesteps, 5 at each of the others. While
             the masks are undecided every layer is drawn to the whole composite, and layers that agree stay so.
         generator: One for all, or a list with one a composite; then each comes out as it would alone.

@@ -1,0 +1,137 @@
+"""Layer inference: composites of 2, 3 and 4 digits or garments, what they were made of, and what each method makes of them.
+
+The settings are those of the table (tab03_layers.py), the composites others.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+
+import fcs_lab
+from fcs_lab.baselines.clustering import cluster_layers
+from fcs_lab.composites import make_composites
+from fcs_lab.metrics import layer_psnr, mask_iou, match_layers
+from fcs_lab.plots import Figure, show
+from fcs_lab.records import save_figure
+
+SEED, STEPS, INNER, LAYERS = 7, 10, 5, (2, 3, 4)
+STEP_SIZE, TEMPERATURE = (0.5, 0.1), (0.1, 0.02)
+MIN_VISIBLE = {2: 0.4, 3: 0.3, 4: 0.2}
+# Each kind's model, images, opaque part of a picture, smoothness of the masks, and weight of a pixel's place in k-means.
+KINDS = {
+    "digits": ("mnist", fcs_lab.load_digits, "stroke", 1.5, 3.0),
+    "garments": ("fashion", fcs_lab.load_garments, "silhouette", 2.0, 1.0),
+}
+ROWS = {"newton  Je": "newton", "gradient  Jᵀe": "gradient", "identity  e": "identity", "k-means": None}
+COLOURS = np.array([to_rgb(colour) for colour in ("#4c9be8", "#f28e2b", "#59c15f", "#e15fb0")])
+
+
+def main(output: Path) -> None:
+    rows: dict[str, list] = {}
+    numbers: dict[str, dict] = {}
+    seconds: dict[str, dict] = {}
+    for kind, (name, load, opaque, smoothness, place) in KINDS.items():
+        model = fcs_lab.load(name)
+        for K in LAYERS:
+            made = make_composites(*load(), 1, K, kind=opaque, min_visible=MIN_VISIBLE[K], seed=SEED)
+            rows.setdefault(f"{kind}\ntruth", []).append((made.images, made.layers, made.masks))
+            key = f"{kind}, {K} layers"
+            numbers[key], seconds[key] = {}, {}
+            for label, direction in ROWS.items():
+                start = time.perf_counter()
+                if direction is None:
+                    layers, masks = cluster_layers(made.images, K, place=place)
+                else:
+                    layers, masks = infer(model, made.images, K, direction, smoothness)
+                seconds[key][label] = round(time.perf_counter() - start, 2)
+                order = match_layers(layers, made.layers)[0]
+                layers, masks = layers[:, order], masks[:, order]
+                numbers[key][label] = {
+                    "mask_iou": mask_iou(masks, made.masks, made.layers).item(),
+                    "psnr": layer_psnr(layers, made.layers).item(),
+                }
+                rows.setdefault(f"{kind}\n{label}", []).append(((masks[:, :, None] * layers).sum(1), layers, masks))
+                print(f"{key}, {label}: {numbers[key][label]}")
+    settings = {
+        "num_inference_steps": STEPS,
+        "inner_steps": inner_steps(),
+        "step_size": STEP_SIZE,
+        "temperature": TEMPERATURE,
+        "smoothness": {kind: values[3] for kind, values in KINDS.items()},
+        "min_visible": MIN_VISIBLE,
+    }
+    save_figure(draw(rows, numbers), output / "fig10_layers", model=[values[0] for values in KINDS.values()], seed=SEED,
+                settings=settings, numbers=numbers, timings={"seconds": seconds})  # fmt: skip
+
+
+def inner_steps() -> list[int]:
+    """None while the masks cannot be told apart."""
+    return [INNER * (10 * step >= 3 * STEPS) for step in range(STEPS)]
+
+
+def infer(
+    model: fcs_lab.Denoiser, composite: torch.Tensor, K: int, direction: str, smoothness: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    result = fcs_lab.infer_layers(
+        model,
+        composite,
+        K,
+        direction=direction,
+        num_inference_steps=STEPS,
+        inner_steps=inner_steps(),
+        step_size=STEP_SIZE,
+        temperature=TEMPERATURE,
+        smoothness=smoothness,
+        generator=torch.Generator().manual_seed(SEED),
+        progress=False,
+    )
+    return result.layers[None].cpu(), result.masks[None].cpu()
+
+
+def draw(rows: dict[str, list[tuple[torch.Tensor, ...]]], numbers: dict) -> Figure:
+    """A block of columns for each number of layers: the composite (or what the layers make), the masks, the layers."""
+    size, gap, label_width, head, under = 0.62, 0.05, 1.0, 0.5, 0.17
+    widths = [(K + 2) * (size + gap) + 0.2 for K in LAYERS]
+    width, height = label_width + sum(widths), head + len(rows) * (size + under) + 0.15
+    figure = Figure(figsize=(width, height))
+    for r, (label, blocks) in enumerate(rows.items()):
+        kind, method = label.split("\n")
+        top = head + r * (size + under) + 0.15 * (kind != next(iter(KINDS)))
+        middle = 1 - (top + size / 2) / height
+        figure.text((label_width - 0.1) / width, middle, method, ha="right", va="center", fontsize=8.5)
+        if method == "truth":
+            figure.text(0.05 / width, 1 - (top - 0.02) / height, kind, ha="left", va="top", fontsize=9, weight="bold")
+        for b, (K, (whole, layers, masks)) in enumerate(zip(LAYERS, blocks, strict=True)):
+            left = label_width + sum(widths[:b])
+            panels = [whole[0], tinted(whole[0], masks[0]), *layers[0]]
+            titles = ["composite", "masks", *(f"layer {k + 1}" for k in range(K))]
+            for c, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+                x = (left + c * (size + gap)) / width
+                axes = figure.add_axes((x, 1 - (top + size) / height, size / width, size / height))
+                show(axes, panel)
+                if r == 0:
+                    axes.set_title(title, fontsize=7, pad=2, color="k" if c < 2 else COLOURS[c - 2] * 0.8)
+            if method != "truth":
+                n = numbers[f"{kind}, {K} layers"][method]
+                text = f"IoU {n['mask_iou']:.2f}, {n['psnr']:.1f} dB"
+                figure.text(left / width, 1 - (top + size + 0.03) / height, text, fontsize=6, va="top", color="0.35")
+            if r == 0:
+                figure.text(left / width, 1 - 0.08 / height, f"{K} layers", fontsize=9, va="top", weight="bold")
+    return figure
+
+
+def tinted(image: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The masks (K, H, W) as colours, with the image's brightness: (3, H, W) in [-1, 1]."""
+    colours = torch.from_numpy(COLOURS[: len(masks)]).to(masks)
+    brightness = 0.25 + 0.75 * (image.mean(0) / 2 + 0.5).clamp(0, 1)
+    return torch.einsum("kc,khw->chw", colours, masks) * brightness * 2 - 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
+    main(parser.parse_args().output)

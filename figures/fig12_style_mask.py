@@ -26,7 +26,7 @@ from fcs_lab.metrics import accuracy, denoising_loss
 from fcs_lab.plots import Figure, show
 from fcs_lab.records import save_figure
 
-MODELS, SEED, SAMPLES, STEPS, INNER = ("mnist", "fashion"), 0, 32, 12, 4
+MODELS, SEED, SAMPLES, STEPS, INNER = ("mnist", "fashion"), 0, 20, 12, 4
 SHOWN = 8
 DATA = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
 DIRECTIONS = {"identity  e": "identity", "gradient  Jᵀe": "gradient", "newton  Je": "newton"}

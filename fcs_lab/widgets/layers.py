@@ -89,7 +89,7 @@ class LayersLab(SamplerLab):
             ],
             description="direction",
         )
-        self.num_inference_steps = control(widgets.IntSlider, 20, 2, 100, description="timesteps")
+        self.num_inference_steps = control(widgets.IntSlider, 10, 2, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps")
         # In the noisiest timesteps the layers are left to themselves, so that they differ before they share y out.
         self.free = control(widgets.IntSlider, 30, 0, 90, step=5, description="none in first %")

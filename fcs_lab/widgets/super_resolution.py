@@ -82,7 +82,7 @@ class SuperResolutionLab(SamplerLab):
         self.small_picture, self.bicubic_picture, self.truth_picture = (self._picture() for _ in range(3))
         self.small_caption, self.bicubic_caption, self.result_caption = (widgets.Label() for _ in range(3))
         self.scrubber.layout.width = "260px"
-        self.curve = widgets.Image(format="png", layout=widgets.Layout(width="auto", display="none"))
+        self.curve = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start", display="none"))
 
         self.example.observe(lambda change: self._set_image(self.images[change["new"] : change["new"] + 1]), "value")
         for chooser in (self.factor, self.reduced_by, self.assumed):

@@ -190,7 +190,14 @@ def draw(pictures: dict[str, dict], numbers: dict[str, dict]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(measures), columnspacing=1)
+        axes.legend(
+            fontsize=6.5,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            ncols=len(measures),
+            columnspacing=0.6,
+            handletextpad=0.1,
+        )
     return figure
 
 

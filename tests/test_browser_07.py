@@ -21,7 +21,9 @@ def test_scribble_press_run_recompose(lab, page):
 
     # A scribble of layer 1 over the top row of pixels, then one of layer 0 across the middle.
     def scribble(layer, height):
-        page.locator("button.widget-button", has_text=f"layer {layer}").click()
+        button = page.locator("button.widget-button", has_text=f"layer {layer}")
+        button.click()
+        button.locator("i.fa-paint-brush").wait_for()  # the kernel has taken the colour, and says so
         box = canvas.bounding_box()
         page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * height)
         page.mouse.down()

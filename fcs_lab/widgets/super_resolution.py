@@ -21,6 +21,7 @@ __all__ = ["SuperResolutionLab"]
 
 FACTORS = (2, 4, 8)
 OPERATORS = ("bicubic", "box")
+SAME = "the same"
 
 
 class SuperResolutionLab(SamplerLab):
@@ -65,7 +66,7 @@ class SuperResolutionLab(SamplerLab):
         self.factor = control(widgets.Dropdown, options=factors, value=factors[min(1, len(factors) - 1)][1],
                               description="factor")  # fmt: skip
         self.reduced_by = control(widgets.Dropdown, options=OPERATORS, description="reduced by")
-        self.assumed = control(widgets.Dropdown, options=[("the same", None), *((name, name) for name in OPERATORS)],
+        self.assumed = control(widgets.Dropdown, options=[SAME, *OPERATORS],
                                description="A assumes")  # fmt: skip
         self.direction = control(
             widgets.Dropdown,
@@ -110,7 +111,8 @@ class SuperResolutionLab(SamplerLab):
         """The constraint that the settings describe."""
         factor = self.factor.value
         low_res = downsample(self.image, factor, self.reduced_by.value)
-        return SuperResolution(low_res, factor, self.assumed.value or self.reduced_by.value)
+        assumed = self.reduced_by.value if self.assumed.value == SAME else self.assumed.value
+        return SuperResolution(low_res, factor, assumed)
 
     def _set_image(self, image: Tensor) -> None:
         self.image = image

@@ -141,7 +141,6 @@ def test_example_images_are_of_the_models_kind(latent, mnist):
 
 
 def test_photographs_are_scikit_images(monkeypatch):
-    pytest.importorskip("skimage")
     model = tiny_denoiser(in_channels=3, out_channels=3, size=16)
     images = example_images(model)
     assert images.shape == (4, 3, 16, 16) and images.std() > 0.3

@@ -19,6 +19,9 @@ __all__ = ["Composites", "example_composites", "make_composites", "supports"]
 
 BACKGROUND = -1.0
 
+MIN_VISIBLE = {1: 0.4, 2: 0.4, 3: 0.3, 4: 0.2}
+"""The share of each layer that is seen, by the number of layers, in the examples and in the study of them."""
+
 
 @dataclass(frozen=True)
 class Composites:
@@ -176,7 +179,7 @@ def example_composites(model: Denoiser, count: int, num_layers: int, seed: int =
         names = GARMENTS if latent else tuple("0123456789")
         images, labels = load_garments() if latent else load_digits()
         kind = "silhouette" if latent else "stroke"
-        visible = {1: 0.4, 2: 0.4, 3: 0.3}.get(num_layers, 0.2)
+        visible = MIN_VISIBLE.get(num_layers, 0.2)
         composites = make_composites(images, labels, count, num_layers, kind=kind, min_visible=visible, seed=seed)
     else:
         raise ValueError(f"the model's images are {shape}; there are example composites of (1, 32, 32) and of RGB images")

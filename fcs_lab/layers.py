@@ -22,7 +22,7 @@ from fcs_lab.images import ImageLike, to_tensor
 from fcs_lab.latent import Decoded, LatentDenoiser
 from fcs_lab.sampler import State, StepSize, TraceEntry, _check_types, sample
 
-__all__ = ["LayeredComposite", "LayersResult", "infer_layers", "infer_masks"]
+__all__ = ["LayeredComposite", "LayersResult", "infer_layers", "infer_masks", "late_inner_steps"]
 
 LARGEST_RESIDUAL = 4.0  # of two images in [-1, 1], squared
 
@@ -159,6 +159,11 @@ def infer_masks(
     return torch.where(told, one_hot, masks)
 
 
+def late_inner_steps(num_inference_steps: int, inner_steps: int = 5) -> list[int]:
+    """None at the first three tenths of the timesteps, where the masks cannot be told apart, `inner_steps` at each other."""
+    return [inner_steps * (10 * step >= 3 * num_inference_steps) for step in range(num_inference_steps)]
+
+
 def infer_layers(
     model: Denoiser,
     composite: ImageLike,
@@ -234,7 +239,7 @@ def infer_layers(
     model = _prompted(model, prompts, guidance_scale, B, K, known)
     generators = _check_generator(generator, B)
     if inner_steps is None and is_int(num_inference_steps):
-        inner_steps = [5 * (10 * step >= 3 * num_inference_steps) for step in range(num_inference_steps)]
+        inner_steps = late_inner_steps(num_inference_steps)
 
     y = y.to(model.device, torch.promote_types(y.dtype, torch.float32))
     told = None if told is None else told.to(y.device)

@@ -13,14 +13,14 @@ from matplotlib.colors import to_rgb
 
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
-from fcs_lab.composites import make_composites
+from fcs_lab.composites import MIN_VISIBLE, make_composites
+from fcs_lab.layers import late_inner_steps
 from fcs_lab.metrics import layer_psnr, mask_iou, match_layers
 from fcs_lab.plots import Figure, show
 from fcs_lab.records import save_figure
 
 SEED, STEPS, INNER, LAYERS = 7, 10, 5, (2, 3, 4)
 STEP_SIZE, TEMPERATURE = (0.5, 0.1), (0.1, 0.02)
-MIN_VISIBLE = {2: 0.4, 3: 0.3, 4: 0.2}
 # Each kind's model, images, opaque part of a picture, smoothness of the masks, and weight of a pixel's place in k-means.
 KINDS = {
     "digits": ("mnist", fcs_lab.load_digits, "stroke", 1.5, 3.0),
@@ -58,19 +58,14 @@ def main(output: Path) -> None:
                 print(f"{key}, {label}: {numbers[key][label]}")
     settings = {
         "num_inference_steps": STEPS,
-        "inner_steps": inner_steps(),
+        "inner_steps": late_inner_steps(STEPS, INNER),
         "step_size": STEP_SIZE,
         "temperature": TEMPERATURE,
         "smoothness": {kind: values[3] for kind, values in KINDS.items()},
-        "min_visible": MIN_VISIBLE,
+        "min_visible": {K: MIN_VISIBLE[K] for K in LAYERS},
     }
     save_figure(draw(rows, numbers), output / "fig10_layers", model=[values[0] for values in KINDS.values()], seed=SEED,
                 settings=settings, numbers=numbers, timings={"seconds": seconds})  # fmt: skip
-
-
-def inner_steps() -> list[int]:
-    """None while the masks cannot be told apart."""
-    return [INNER * (10 * step >= 3 * STEPS) for step in range(STEPS)]
 
 
 def infer(
@@ -82,7 +77,7 @@ def infer(
         K,
         direction=direction,
         num_inference_steps=STEPS,
-        inner_steps=inner_steps(),
+        inner_steps=late_inner_steps(STEPS, INNER),
         step_size=STEP_SIZE,
         temperature=TEMPERATURE,
         smoothness=smoothness,

@@ -13,18 +13,23 @@ import torch
 
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
-from fcs_lab.composites import Composites, make_composites
+from fcs_lab.composites import MIN_VISIBLE, Composites, make_composites
 from fcs_lab.data import GARMENTS
+from fcs_lab.layers import late_inner_steps
 from fcs_lab.metrics import layer_psnr, mask_iou
 from fcs_lab.records import save_record
 
 SEED, COMPOSITES, BATCH, LAYERS = 0, 64, 8, (2, 3, 4)
-SETTINGS = {"num_inference_steps": 10, "inner_steps": [0] * 3 + [5] * 7, "step_size": (0.5, 0.1), "temperature": (0.1, 0.02)}
+SETTINGS = {
+    "num_inference_steps": 10,
+    "inner_steps": late_inner_steps(10),
+    "step_size": (0.5, 0.1),
+    "temperature": (0.1, 0.02),
+}
 SMOOTHNESS = {"digits": 1.5, "garments": 2.0}
 GUIDANCE = 2.0
 MODELS = {"digits": "mnist", "garments": "fashion"}
 KIND = {"digits": "stroke", "garments": "silhouette"}  # what of a picture is opaque
-MIN_VISIBLE = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2}
 PLACE = {"digits": 3.0, "garments": 1.0}  # weight of a pixel's place in k-means: the best of 0.3, 1 and 3, other composites
 METHODS = ("newton", "gradient", "identity", "k-means")
 PROMPTED = "newton, prompts"

@@ -19,6 +19,7 @@ from torch import Tensor
 from fcs_lab.checks import is_number
 from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint, _Constraint
 from fcs_lab.denoisers import Denoiser, estimate_x0, levels_at, prediction_type_of
+from fcs_lab.directions import norm_inf
 from fcs_lab.images import ImageLike, MaskLike
 
 __all__ = [
@@ -369,7 +370,7 @@ class Decoded(_Constraint):
         if self.derivative == "forward":
             images = self.model.decode(x0)
             cost, error = self.task.cost_and_error(images)
-            size = error.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
+            size = norm_inf(error)
             h = FORWARD_STEP / size.where(size > 0, 1)
             return cost, (self.model.encode(images + h * error) - self.model.encode(images)).to(x0) / h
         with torch.enable_grad():
@@ -377,9 +378,6 @@ class Decoded(_Constraint):
             images = self.model.decode(x0)
             cost, error = self.task.cost_and_error(images.detach())
             return cost.detach(), torch.autograd.grad(images, x0, error)[0]
-
-    def finish(self, images: Tensor) -> Tensor:
-        return images
 
 
 def _as_list(value: str | list[str], name: str) -> list[str]:

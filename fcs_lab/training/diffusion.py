@@ -12,8 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from fcs_lab.images import to_pil
-from fcs_lab.training.loop import optimize
+from fcs_lab.training.loop import optimize, write_sheet
 
 __all__ = ["CIFAR10", "MNIST", "Recipe", "train"]
 
@@ -158,6 +157,4 @@ def _write_samples(unet, scheduler: DDPMScheduler, path: Path, rows: int = 4, nu
     with torch.no_grad():
         for t in ddim.timesteps:
             x_t = ddim.step(unet(x_t, t).sample, t, x_t).prev_sample
-    sheet = x_t.unflatten(0, (rows, rows)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(sheet[None].clamp(-1, 1).cpu())[0].save(path)
+    write_sheet(x_t, rows, path)

@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fcs_lab.data import GARMENTS
-from fcs_lab.images import to_pil
-from fcs_lab.training.loop import optimize
+from fcs_lab.training.loop import optimize, write_sheet
 
 __all__ = ["FASHION", "FashionRecipe", "captions", "make_tokenizer", "train_fashion"]
 
@@ -250,6 +249,4 @@ def _write_samples(pipeline: StableDiffusionPipeline, path: Path, columns: int =
         generator=[torch.Generator().manual_seed(i % columns) for i in range(len(prompts))],
         output_type="pt",
     ).images
-    sheet = images.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(sheet[None].float().cpu() * 2 - 1)[0].save(path)
+    write_sheet(images * 2 - 1, columns, path)

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["optimize"]
+from fcs_lab.images import to_pil
+
+__all__ = ["optimize", "write_sheet"]
 
 
 class Settings(Protocol):
@@ -95,6 +97,13 @@ def optimize(
         raise
     finally:
         bar.close()
+
+
+def write_sheet(images: Tensor, columns: int, path: Path) -> None:
+    """Write samples (N, C, H, W) in [-1, 1], `columns` in a row, as one picture."""
+    sheet = images.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil(sheet[None])[0].save(path)
 
 
 def _schedule(step: int, settings: Settings) -> float:

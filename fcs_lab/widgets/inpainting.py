@@ -18,7 +18,7 @@ from fcs_lab.latent import LatentDenoiser, decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State, sample
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, SamplerLab
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, SamplerLab
 
 __all__ = ["InpaintingLab"]
 
@@ -60,17 +60,7 @@ class InpaintingLab(SamplerLab):
         )
         self.brush = control(widgets.IntSlider, 5, 1, 15, description="brush")
         widgets.jslink((self.brush, "value"), (self.painter, "brush"))
-        self.direction = control(
-            widgets.Dropdown,
-            options=[
-                ("newton: J e, finite difference", "newton"),
-                ("newton-jvp: J e, forward mode", "newton-jvp"),
-                ("gradient: Jᵀ e", "gradient"),
-                ("identity: e", "identity"),
-                ("exact: J⁻¹ e, regularised (slow)", "exact"),
-            ],
-            description="direction",
-        )
+        self.direction = self._direction_menu(*DIRECTIONS)
         self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps K")
         self.step_size = control(

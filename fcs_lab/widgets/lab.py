@@ -20,6 +20,13 @@ from fcs_lab.zoo import load
 __all__ = ["SamplerLab"]
 
 BUTTON = widgets.Layout(width="130px")
+DIRECTIONS = {
+    "newton": "newton: J e, finite difference",
+    "newton-jvp": "newton-jvp: J e, forward mode",
+    "gradient": "gradient: Jᵀ e",
+    "identity": "identity: e",
+    "exact": "exact: J⁻¹ e, regularised (slow)",
+}
 
 
 class SamplerLab(widgets.VBox):
@@ -151,6 +158,10 @@ class SamplerLab(widgets.VBox):
     def _control(kind: type[widgets.Widget], *values, description: str, **options) -> widgets.Widget:
         layout = widgets.Layout(width="330px")
         return kind(*values, description=description, style={"description_width": "105px"}, layout=layout, **options)
+
+    def _direction_menu(self, *names: str) -> widgets.Dropdown:
+        options = [(DIRECTIONS[name], name) for name in names]
+        return self._control(widgets.Dropdown, options=options, description="direction")
 
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:

@@ -80,15 +80,7 @@ class LayersLab(SamplerLab):
         )
         self.prompts = [control(widgets.Text, description=f"layer {k} is") for k in range(MOST_LAYERS)]
         self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance s")
-        self.direction = control(
-            widgets.Dropdown,
-            options=[
-                ("newton: J e, finite difference", "newton"),
-                ("gradient: Jᵀ e", "gradient"),
-                ("identity: e", "identity"),
-            ],
-            description="direction",
-        )
+        self.direction = self._direction_menu("newton", "gradient", "identity")
         self.num_inference_steps = control(widgets.IntSlider, 10, 2, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps")
         # In the noisiest timesteps the layers are left to themselves, so that they differ before they share y out.

@@ -68,15 +68,7 @@ class SuperResolutionLab(SamplerLab):
         self.reduced_by = control(widgets.Dropdown, options=OPERATORS, description="reduced by")
         self.assumed = control(widgets.Dropdown, options=[SAME, *OPERATORS],
                                description="A assumes")  # fmt: skip
-        self.direction = control(
-            widgets.Dropdown,
-            options=[
-                ("newton: J e, finite difference", "newton"),
-                ("gradient: Jᵀ e", "gradient"),
-                ("identity: e", "identity"),
-            ],
-            description="direction",
-        )
+        self.direction = self._direction_menu("newton", "gradient", "identity")
         self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 10, 0, 20, description="inner steps K")
         self.step_size = control(widgets.FloatSlider, 0.1, min=0, max=1, step=0.01, description="step length λ")

@@ -14,7 +14,7 @@ from fcs_lab.constraints import (
     downsample,
     upsample,
 )
-from fcs_lab.data import load_digits, load_garments
+from fcs_lab.data import load_digits, load_emoji, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.latent import LatentDenoiser, LatentInpainting
@@ -41,6 +41,7 @@ __all__ = [
     "infer_layers",
     "load",
     "load_digits",
+    "load_emoji",
     "load_garments",
     "sample",
     "to_pil",

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import struct
 import urllib.request
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ from fcs_lab.images import to_tensor
 from fcs_lab.latent import LatentDenoiser, image_shape
 
 __all__ = [
+    "EMOJI_CLASSES",
     "GARMENTS",
     "example_images",
     "load_digits",
+    "load_emoji",
     "load_garments",
     "read_cifar10",
     "read_fashion_mnist",
@@ -50,6 +53,18 @@ GARMENTS = (
     "an ankle boot",
 )
 """Fashion-MNIST's ten classes, in the words that `fashion` was trained with."""
+
+EMOJI_CLASSES = (
+    *("red apple", "banana", "grapes", "strawberry", "carrot", "hamburger", "doughnut", "birthday cake", "cat face"),
+    *("dog face", "panda", "lion", "frog", "monkey face", "rabbit face", "koala", "penguin", "owl", "butterfly"),
+    *("lady beetle", "octopus", "tropical fish", "turtle", "rocket", "airplane", "bicycle", "automobile", "fire engine"),
+    *("sailboat", "sun", "rainbow", "sunflower", "rose", "evergreen tree", "palm tree", "cactus", "red heart", "star"),
+    *("soccer ball", "basketball", "trophy", "crown", "key", "alarm clock", "christmas tree", "house", "thumbs up"),
+    *("robot", "smiling face with sunglasses", "scissors"),
+)
+"""Fifty things that all six styles of emoji draw and `emoji` was trained on, and that its judge tells apart."""
+
+BUNDLED_EMOJI = Path(__file__).parent / "weights" / "emoji-pictures"
 
 BUNDLED_DIGITS = Path(__file__).parent / "weights" / "digits.safetensors"
 
@@ -118,6 +133,41 @@ def _load_bundled(path: Path, count: int) -> tuple[Tensor, Tensor]:
     return scale(bundled["images"][:count]), bundled["labels"][:count].long()
 
 
+def load_emoji(count: int = 256, *, split: Literal["test", "settings"] = "test") -> tuple[Tensor, Tensor, list[str]]:
+    """The first `count` bundled pictures of concepts that no bundled model was trained on, on white.
+
+    Six styles draw the same concept, so several pictures of one are not independent: standard errors over them are to be
+    clustered by concept. The first 100 of "test" are of 100 concepts.
+
+    Args:
+        count: How many: of "test" 1 to 256, of 100 concepts; of "settings" 1 to 156, of 26 others.
+        split: "test", for what is reported; "settings", for choosing settings.
+
+    Returns:
+        Images (count, 3, 64, 64), float32 in [-1, 1], on white; alpha (count, 1, 64, 64) in [0, 1], where the picture is
+        opaque; and their names, "concept, style", as the prompts of `emoji` are.
+
+    Raises:
+        ValueError: `count` is not a whole number from 1 to what there is, or another split.
+    """
+    if split not in ("test", "settings"):
+        raise ValueError(f"split is {split!r}; expected 'test' or 'settings'")
+    names = json.loads((BUNDLED_EMOJI / "names.json").read_text())[split]
+    if not is_int(count) or not 1 <= count <= len(names):
+        raise ValueError(f"count is {count!r}; {len(names)} emoji are bundled for {split!r}, so expected 1 to that")
+    sheet = np.asarray(Image.open(BUNDLED_EMOJI / f"{split}.webp").convert("RGBA"))
+    side = 64
+    pictures = sheet.reshape(-1, side, sheet.shape[1] // side, side, 4).swapaxes(1, 2).reshape(-1, side, side, 4)[:count]
+    pictures = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2)
+    return on_white(pictures), pictures[:, 3:].float() / 255, names[:count]
+
+
+def on_white(rgba: Tensor) -> Tensor:
+    """Pictures (N, 4, H, W), uint8, not multiplied by alpha, as images (N, 3, H, W) on white, float32 in [-1, 1]."""
+    color, alpha = rgba[:, :3].float() / 127.5 - 1, rgba[:, 3:].float() / 255
+    return color * alpha + 1 - alpha
+
+
 PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 """Colour photographs that come with scikit-image, in the public domain or CC0."""
 
@@ -125,8 +175,8 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     """Images to try a model on, of its own size and channels.
 
-    For a grey model the bundled digits, or garments if it is a latent one; for an RGB model four photographs from
-    scikit-image, their middle squares.
+    For a grey model the bundled digits, or garments if it is a latent one; for an RGB model of 64×64 the bundled emoji, of
+    any other size four photographs from scikit-image, their middle squares.
 
     Args:
         model: Whose.
@@ -144,6 +194,8 @@ def example_images(model: Denoiser, count: int | None = None) -> Tensor:
         everything = _load_bundled(BUNDLED_GARMENTS if isinstance(model, LatentDenoiser) else BUNDLED_DIGITS, 256)[0]
         if everything.shape[-2:] != (H, W):
             everything = torch.nn.functional.interpolate(everything, (H, W), mode="bicubic", antialias=True).clamp(-1, 1)
+    elif (C, H, W) == (3, 64, 64):
+        everything = load_emoji()[0]
     elif C == 3:
         try:
             from skimage import data

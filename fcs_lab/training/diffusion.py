@@ -22,7 +22,7 @@ class Recipe:
     """All that a run depends on besides its data.
 
     `unet` and `scheduler` are the arguments of diffusers' `UNet2DModel` and `DDPMScheduler`; `steps` is the length of
-    the learning rate's cosine; `checkpoints` are the steps at which the averaged weights are also kept in half precision;
+    the learning rate's cosine (see `fcs_lab.training.latent.Stage` for `cooldown_steps`); `checkpoints` are the steps at which the averaged weights are also kept in half precision;
     `flip` mirrors half of the images.
     """
 
@@ -33,6 +33,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 8e-4
     warmup_steps: int = 200
+    cooldown_steps: int | None = None
     ema_decay: float = 0.999
     flip: bool = False
     seed: int = 0

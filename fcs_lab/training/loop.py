@@ -23,11 +23,12 @@ __all__ = ["optimize", "write_sheet"]
 
 
 class Settings(Protocol):
-    """What of a recipe the loop reads; `steps` is the length of the learning rate's cosine."""
+    """What of a recipe the loop reads; `steps` is the length of the learning rate's course."""
 
     steps: int
     learning_rate: float
     warmup_steps: int
+    cooldown_steps: int | None
     ema_decay: float
     seed: int
 
@@ -107,8 +108,11 @@ def write_sheet(images: Tensor, columns: int, path: Path) -> None:
 
 
 def _schedule(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    return min(1.0, (step + 1) / settings.warmup_steps) * (1 + math.cos(math.pi * step / settings.steps)) / 2
+    """Linear warm-up, then half a cosine down to zero; or, with `cooldown_steps`, a plateau with a linear end."""
+    warm = min(1.0, (step + 1) / settings.warmup_steps)
+    if settings.cooldown_steps is None:
+        return warm * (1 + math.cos(math.pi * step / settings.steps)) / 2
+    return warm * min(1.0, (settings.steps - step) / settings.cooldown_steps)
 
 
 def _save_state(

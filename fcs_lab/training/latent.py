@@ -1,0 +1,232 @@
+"""Training of a latent text-to-image model in Stable Diffusion's layout, in runs that may be interrupted.
+
+First the autoencoder (`train_autoencoder`), then, in its latent space, the U-Net together with the text encoder
+(`train_text_to_image`). A *recipe* has all that they depend on besides the data; `fashion` and `emoji` are such recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fcs_lab.training.loop import optimize, write_sheet
+
+__all__ = ["LatentRecipe", "Run", "Stage", "byte_symbols", "encode_all", "train_autoencoder", "train_text_to_image"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Length and learning rate of one run.
+
+    The learning rate warms up, and then falls along half a cosine; or, with `cooldown_steps`, stays where it is and falls
+    linearly over the last so many steps: a run like that can be made longer, or cut short, as it goes.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 200
+    cooldown_steps: int | None = None
+    ema_decay: float = 0.999
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """All that a run depends on besides its data: the arguments of the models, the stages, the losses' weights."""
+
+    vae: dict[str, Any]
+    unet: dict[str, Any]
+    text_encoder: dict[str, Any]
+    scheduler: dict[str, Any]
+    vae_stage: Stage
+    latent_stage: Stage
+    kl_weight: float = 1e-3
+    """Of KL(q(z|x) ‖ N(0, I)), a latent number's mean, beside the pixels' mean absolute error."""
+    l2_weight: float = 0.0
+    """Of the pixels' mean squared error, beside the mean absolute one."""
+    min_snr: float | None = None
+    """γ of the loss's min-SNR weights (Hang et al. 2023); None: every timestep weighs the same."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run goes, which changes nothing of what comes out but rounding."""
+
+    device: torch.device
+    bf16: bool = False
+    max_steps: int | None = None
+    save_every: int = 500
+    progress: bool = True
+
+    def optimize(self, parameters, loss_of, stage: Stage, out: Path, save) -> None:
+        common = {"max_steps": self.max_steps, "save_every": self.save_every, "progress": self.progress}
+        optimize(parameters, loss_of, stage, out, save, **common)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def put(self, x: Tensor) -> Tensor:
+        """On the device, the channels innermost, which convolutions in bfloat16 are fastest with."""
+        return x.to(self.device).to(memory_format=torch.channels_last)
+
+
+def train_autoencoder(
+    recipe: LatentRecipe,
+    draw: Callable[[torch.Generator, int], Tensor],
+    out: Path,
+    run: Run,
+    *,
+    decoder_of: AutoencoderKL | None = None,
+    stage: Stage | None = None,
+) -> AutoencoderKL:
+    """Train the autoencoder, or go on with the run in `out`.
+
+    Args:
+        recipe: What to train and how.
+        draw: (generator, n) -> n training images (n, C, H, W), float32 in [-1, 1].
+        out: Folder of the run; the model is written to `out/model`.
+        run: Device, precision, and so on.
+        decoder_of: Train only this autoencoder's decoder, on the latents that its encoder gives.
+        stage: Length and so on. None: `recipe.vae_stage`.
+
+    Returns:
+        The autoencoder with its averaged weights, frozen.
+    """
+    stage = stage or recipe.vae_stage
+    torch.manual_seed(stage.seed)
+    vae = (AutoencoderKL(**recipe.vae) if decoder_of is None else decoder_of).to(run.device).requires_grad_(True)
+    trained = list(vae.parameters())
+    if decoder_of is not None:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+        trained = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        x = run.put(draw(generator, stage.batch_size))
+        with run.autocast():
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(run.device)
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = decoded.float() - x
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        return error.abs().mean() + recipe.l2_weight * error.square().mean() + recipe.kl_weight * kl
+
+    run.optimize(trained, loss_of, stage, out, lambda step: vae.save_pretrained(out / "model"))
+    # The averaged weights are the model; what the run ended with is only where it would go on.
+    vae.load_state_dict(load_file(out / "model" / "diffusion_pytorch_model.safetensors"))
+    return vae.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, images: Tensor, run: Run) -> Tensor:
+    """The latents (N, c, h, w) of images (N, C, H, W), the posteriors' modes, on the CPU."""
+    return torch.cat([vae.encode(part.to(run.device)).latent_dist.mode().cpu() for part in images.split(250)])
+
+
+def train_text_to_image(
+    recipe: LatentRecipe,
+    vae: AutoencoderKL,
+    latents: Tensor,
+    tokenizer: CLIPTokenizer,
+    texts: Sequence[str],
+    draw_texts: Callable[[torch.Generator, Tensor], Tensor],
+    out: Path,
+    run: Run,
+    *,
+    samples: Sequence[str],
+    columns: int = 8,
+    guidance_scale: float = 2.0,
+) -> None:
+    """Train the U-Net together with the text encoder, or go on with the run in `out/latent`.
+
+    Args:
+        recipe, run: As for `train_autoencoder`.
+        vae: The autoencoder, frozen.
+        latents: Of the training images (N, c, h, w), as the U-Net is to see them.
+        tokenizer: Of the captions.
+        texts: All captions, the empty one among them.
+        draw_texts: (generator, indices of images (n,)) -> their captions' indices in `texts`, (n,).
+        out: It receives `latent/` (the state), `model/` (the pipeline) and `samples/step-NNNNN.png`.
+        samples: The prompts of that sheet, each drawn `columns` times, with `guidance_scale`.
+    """
+    stage = recipe.latent_stage
+    torch.manual_seed(stage.seed)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            **recipe.text_encoder,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).to(run.device)
+    unet = UNet2DConditionModel(**recipe.unet).to(run.device)
+    scheduler = DDIMScheduler(**recipe.scheduler)
+    tokens = tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+    tokens = torch.tensor(tokens.input_ids)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        batch = torch.randint(len(latents), (stage.batch_size,), generator=generator)
+        caption = tokens[draw_texts(generator, batch)].to(run.device)
+        x_0 = run.put(latents[batch])
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), generator=generator).to(run.device)
+        noise = run.put(torch.randn(x_0.shape, generator=generator))
+        with run.autocast():
+            text = text_encoder(caption).last_hidden_state
+            prediction = unet(scheduler.add_noise(x_0, noise, t), t, text).sample
+        target = scheduler.get_velocity(x_0, noise, t) if velocity else noise
+        loss = (prediction.float() - target).square().flatten(1).mean(1)
+        if recipe.min_snr is not None:
+            snr = compute_snr(scheduler, t)
+            loss = loss * snr.clamp(max=recipe.min_snr) / (snr + 1 if velocity else snr)
+        return loss.mean()
+
+    def save(step: int) -> None:
+        pipeline = StableDiffusionPipeline(
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(out / "model")
+        _write_samples(pipeline, samples, columns, guidance_scale, out / "samples" / f"step-{step:05d}.png")
+
+    run.optimize([*unet.parameters(), *text_encoder.parameters()], loss_of, stage, out / "latent", save)
+
+
+def byte_symbols() -> list[str]:
+    """The 256 symbols that byte-pair encodings write bytes with: printable ones as themselves, the others shifted up."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def _write_samples(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], columns: int, guidance_scale: float, path: Path
+) -> None:
+    """A row of samples for each prompt, always from the same noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [prompt for prompt in prompts for _ in range(columns)]
+    images = pipeline(
+        prompts,
+        num_inference_steps=25,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(i % columns) for i in range(len(prompts))],
+        output_type="pt",
+    ).images
+    write_sheet(images * 2 - 1, columns, path)

@@ -1,11 +1,13 @@
-"""What counts as a number, wherever an argument is checked."""
+"""What counts as a number, and how a wrong argument is described, wherever one is checked."""
 
 from __future__ import annotations
 
 import math
 import numbers
 
-__all__ = ["is_int", "is_number"]
+from torch import Tensor
+
+__all__ = ["check_count", "describe", "is_int", "is_number"]
 
 
 def is_int(value: object) -> bool:
@@ -16,3 +18,19 @@ def is_int(value: object) -> bool:
 def is_number(value: object) -> bool:
     """A finite real number, Python's or NumPy's; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """The value as an int, once it is a whole number of at least `least`.
+
+    Raises:
+        ValueError: It is not; the message names it.
+    """
+    if not is_int(value) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return int(value)
+
+
+def describe(value: object) -> str:
+    """What was found, for an error message: a tensor by its shape and dtype."""
+    return f"a tensor of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)

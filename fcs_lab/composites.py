@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
 from fcs_lab.data import GARMENTS, example_images, load_digits, load_garments
-from fcs_lab.denoisers import Denoiser
-from fcs_lab.latent import LatentDenoiser, image_shape
+from fcs_lab.denoisers import Denoiser, as_model
 
 __all__ = ["Composites", "example_composites", "make_composites", "supports"]
 
@@ -145,7 +144,7 @@ PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
 
 
 def example_composites(model: Denoiser, count: int, num_layers: int, seed: int = 0) -> tuple[Composites, list[list[str]]]:
-    """Composites to try a model on: digits, for a grey latent model garments, for an RGB one photographs seen through discs.
+    """Composites to try a model on: digits, garments if it takes prompts; for an RGB model photographs seen through discs.
 
     Args:
         model: Whose images they are like.
@@ -159,7 +158,8 @@ def example_composites(model: Denoiser, count: int, num_layers: int, seed: int =
         ValueError: A grey model whose images are not 32×32, or as for `make_composites`.
         ImportError: As for `example_images`.
     """
-    shape = image_shape(model)
+    model = as_model(model)
+    shape = model.image_shape
     if shape[0] == 3:
         photographs = example_images(model)
         if not 1 <= num_layers <= len(photographs):
@@ -175,10 +175,10 @@ def example_composites(model: Denoiser, count: int, num_layers: int, seed: int =
         composites = Composites((masks[:, :, None] * layers).sum(1), layers, masks, chosen)
         names = PHOTOGRAPHED
     elif shape == (1, 32, 32):
-        latent = isinstance(model, LatentDenoiser)
-        names = GARMENTS if latent else tuple("0123456789")
-        images, labels = load_garments() if latent else load_digits()
-        kind = "silhouette" if latent else "stroke"
+        garments = model.num_prompts is not None
+        names = GARMENTS if garments else tuple("0123456789")
+        images, labels = load_garments() if garments else load_digits()
+        kind = "silhouette" if garments else "stroke"
         visible = MIN_VISIBLE.get(num_layers, 0.2)
         composites = make_composites(images, labels, count, num_layers, kind=kind, min_visible=visible, seed=seed)
     else:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcs_lab.checks import is_int
+from fcs_lab.checks import describe, is_int
 from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
 
 __all__ = [
     "Blur",
     "Colorization",
     "Constraint",
+    "ConstraintBase",
     "CostConstraint",
     "Inpainting",
     "LinearConstraint",
@@ -47,16 +48,23 @@ class Constraint(Protocol):
     shape: tuple[int, ...] | None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Constraint:
-        """The same constraint with its tensors there."""
+        """A copy with its tensors there."""
         ...
 
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """C(x̂_0) of each image (B,), and e = −∂C/∂x̂_0 (B, C, H, W), for x̂_0 (B, C, H, W)."""
         ...
 
+    def finish(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W) that are returned, for those that came out, decoded and clipped; mostly the same."""
+        ...
 
-class _Constraint:
-    """Cost and error one by one, for who wants only the one."""
+
+class ConstraintBase:
+    """Cost and error one by one, for who wants only the one, and a `finish` that changes nothing."""
+
+    def finish(self, images: Tensor) -> Tensor:
+        return images
 
     def cost(self, x0: Tensor) -> Tensor:
         """C(x̂_0) of each image: (B, C, H, W) -> (B,)."""
@@ -67,7 +75,7 @@ class _Constraint:
         return self.cost_and_error(x0)[1]
 
 
-class LinearConstraint(_Constraint):
+class LinearConstraint(ConstraintBase):
     """A x̂_0 = y for a linear A: C = ½‖A x̂_0 − y‖², e = Aᵀ(y − A x̂_0).
 
     Args:
@@ -82,7 +90,7 @@ class LinearConstraint(_Constraint):
 
     def __init__(self, A: Callable[[Tensor], Tensor], A_adjoint: Callable[[Tensor], Tensor], y: Tensor):
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
-            raise TypeError(f"y is {_describe(y)}; expected a floating-point tensor (B, …)")
+            raise TypeError(f"y is {describe(y)}; expected a floating-point tensor (B, …)")
         if not bool(y.isfinite().all()):
             raise ValueError("y has NaN or infinite values; expected finite ones")
         self.A, self.A_adjoint = A, A_adjoint
@@ -312,7 +320,7 @@ def _check_kernel(kernel: Tensor | np.ndarray) -> Tensor:
     if isinstance(kernel, np.ndarray) and np.issubdtype(kernel.dtype, np.floating):
         kernel = torch.from_numpy(kernel)
     if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
-        raise TypeError(f"kernel is {_describe(kernel)}; expected a floating-point tensor or array (k_h, k_w)")
+        raise TypeError(f"kernel is {describe(kernel)}; expected a floating-point tensor or array (k_h, k_w)")
     if kernel.ndim != 2 or not all(size % 2 for size in kernel.shape):
         raise ValueError(f"kernel has shape {tuple(kernel.shape)}; expected (k_h, k_w), both odd")
     kernel = kernel.detach().double().cpu()
@@ -348,7 +356,7 @@ def convolution_matrix(taps: Tensor, large: int, factor: int = 1) -> Tensor:
     return torch.zeros(len(middles), large, dtype=taps.dtype).scatter_add(1, columns, taps.expand(columns.shape))
 
 
-class CostConstraint(_Constraint):
+class CostConstraint(ConstraintBase):
     """Any differentiable cost of x̂_0; e = −∂C/∂x̂_0 by automatic differentiation of the cost, never of the denoiser.
 
     Args:
@@ -364,7 +372,7 @@ class CostConstraint(_Constraint):
 
     def __init__(self, fn: Callable[[Tensor], Tensor]):
         if not callable(fn):
-            raise TypeError(f"fn is {_describe(fn)}; expected a function of x̂_0")
+            raise TypeError(f"fn is {describe(fn)}; expected a function of x̂_0")
         self.fn = fn
 
     def to(self, device: torch.device, dtype: torch.dtype) -> CostConstraint:
@@ -385,13 +393,9 @@ class CostConstraint(_Constraint):
         if isinstance(cost, Tensor) and cost.ndim == 0 and len(x0) > 1:
             cost = torch.stack([self.fn(image) for image in x0.split(1)])
         if not isinstance(cost, Tensor) or cost.numel() != len(x0) or cost.ndim > 1:
-            raise ValueError(f"fn returned {_describe(cost)}; expected the costs of {len(x0)} images, shape ({len(x0)},)")
+            raise ValueError(f"fn returned {describe(cost)}; expected the costs of {len(x0)} images, shape ({len(x0)},)")
         return cost.reshape(len(x0))
 
 
 def _size(x: Tensor) -> str:
     return f"{x.shape[-2]}×{x.shape[-1]}"
-
-
-def _describe(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)

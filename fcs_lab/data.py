@@ -24,9 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fcs_lab.checks import is_int
-from fcs_lab.denoisers import Denoiser
+from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import to_tensor
-from fcs_lab.latent import LatentDenoiser, image_shape
 
 __all__ = [
     "EMOJI_CLASSES",
@@ -175,7 +174,7 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     """Images to try a model on, of its own size and channels.
 
-    For a grey model the bundled digits, or garments if it is a latent one; for an RGB model of 64×64 the bundled emoji, of
+    For a grey model the bundled digits, or garments if it takes prompts; for an RGB model of 64×64 the bundled emoji, of
     any other size four photographs from scikit-image, their middle squares.
 
     Args:
@@ -189,9 +188,10 @@ def example_images(model: Denoiser, count: int | None = None) -> Tensor:
         ValueError: More than there are, or a model whose images are neither grey nor RGB.
         ImportError: An RGB model, and scikit-image is not installed.
     """
-    C, H, W = image_shape(model)
+    model = as_model(model)
+    C, H, W = model.image_shape
     if C == 1:
-        everything = _load_bundled(BUNDLED_GARMENTS if isinstance(model, LatentDenoiser) else BUNDLED_DIGITS, 256)[0]
+        everything = _load_bundled(BUNDLED_DIGITS if model.num_prompts is None else BUNDLED_GARMENTS, 256)[0]
         if everything.shape[-2:] != (H, W):
             everything = torch.nn.functional.interpolate(everything, (H, W), mode="bicubic", antialias=True).clamp(-1, 1)
     elif (C, H, W) == (3, 64, 64):

@@ -1,30 +1,37 @@
 """Denoisers x̂_0(x_t, t): any unconditional diffusers U-Net behind one call, and exact ones whose x̂_0 and J are known.
 
 Everything downstream (constraints, directions, sampler, probes) sees a model only through `Denoiser`. What a network
-predicts (ε, v, x_0 or a flow's velocity) and in what precision it runs is dealt with here, once, at the border. Models
-in a latent space, with prompts, are in `latent.py`.
+predicts (ε, v, x_0 or a flow's velocity) and in what precision it runs is dealt with here, once, at the border, and so is
+what the lab asks of a model besides (`Model`): its images, its prompts, its latent space, of which `latent.py` has more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fcs_lab.schedule import is_flow
 
 __all__ = [
     "Denoiser",
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
+    "Model",
     "UNetDenoiser",
     "add_noise",
     "alpha_bar_at",
+    "as_model",
+    "at_least_float32",
     "estimate_x0",
     "forward_mode",
+    "frozen",
+    "left_as_found",
     "levels_at",
     "prediction_type_of",
 ]
@@ -64,6 +71,122 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class Model(Denoiser, Protocol):
+    """What the lab asks of a denoiser besides x̂_0. Of a plain one `as_model` supplies the answers."""
+
+    image_shape: tuple[int, ...]
+    """(C, H, W) of the images that it makes, at its own size."""
+    any_size: bool
+    """Whether it takes x_t of any height and width."""
+    num_prompts: int | None
+    """How many prompts it has, 1 for all images; None: it takes none."""
+    networks: list[nn.Module]
+    """All networks that it is made of."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] as its x_0, on its device."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x̂_0 as images (B, C, H, W), unclipped."""
+        ...
+
+    def carry(self, task: Any) -> Any:
+        """A constraint on images as one on x̂_0."""
+        ...
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """How many tokens an x_t of shape (C, H, W) is to the network; what a flow's dynamic shift depends on."""
+        ...
+
+    def snapshot(self) -> Model:
+        """The model as it is at this moment, for one run: its prompts encoded."""
+        ...
+
+
+class _PixelModel:
+    """A denoiser of images with the plain answers of `Model`."""
+
+    any_size, num_prompts = False, None
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.scheduler, self.shape, self.dtype = denoiser.scheduler, tuple(denoiser.shape), denoiser.dtype
+        self.device = torch.device(denoiser.device)
+        self.image_shape = self.shape
+        self.networks = networks_of(denoiser)
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        return self.denoiser(x_t, t)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.to(self.device)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return x0
+
+    def carry(self, task: Any) -> Any:
+        return task
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        return shape[-2] * shape[-1]
+
+    def snapshot(self) -> Model:
+        return self
+
+
+def as_model(denoiser: Denoiser) -> Model:
+    """The denoiser with all that the lab asks of a model: itself if it has it, else wrapped, as a model of images.
+
+    Raises:
+        TypeError: It is no `Denoiser`.
+    """
+    if not isinstance(denoiser, Denoiser):
+        hint = "; use fcs_lab.load to get one" if isinstance(denoiser, str) else ""
+        raise TypeError(f"model is {denoiser!r}; expected a fcs_lab.Denoiser{hint}")
+    return denoiser if isinstance(denoiser, Model) else _PixelModel(denoiser)
+
+
+def networks_of(denoiser: object) -> list[nn.Module]:
+    """The networks that a denoiser is made of: those that it names, or those among its attributes."""
+    if isinstance(denoiser, Model):
+        return denoiser.networks
+    return [value for value in getattr(denoiser, "__dict__", {}).values() if isinstance(value, nn.Module)]
+
+
+@contextmanager
+def left_as_found(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """While this lasts the networks are frozen and in evaluation mode; afterwards each part is as it was found."""
+    networks = list(networks)
+    training = [module for network in networks for module in network.modules() if module.training]
+    trainable = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+    if torch._C._are_functorch_transforms_active():
+        trainable = []  # within torch.func's transformations nothing may be frozen, and nothing need be
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def frozen(network: nn.Module) -> AbstractContextManager[None]:
+    """`left_as_found` for one evaluation, which costs nothing where the network as a whole is frozen already."""
+    as_it_is = not network.training and not next(network.parameters()).requires_grad
+    return nullcontext() if as_it_is else left_as_found([network])
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 where that is more precise."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
     """ᾱ_t of the denoiser's own schedule, shaped to multiply x_t.
 
@@ -90,7 +213,13 @@ def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
     index = torch.as_tensor(t, device="cpu")
     if index.numel() and (index.min() < 0 or index.max() >= len(alphas)):
         raise ValueError(f"t is {t}; expected a timestep of the model's schedule, 0 to {len(alphas) - 1}")
-    alpha_bar = alphas.cpu()[index].to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
+    alpha_bar = alphas.cpu()[index]
+    if getattr(denoiser, "prediction_type", None) == "epsilon" and bool((alpha_bar <= 0).any()):
+        raise ValueError(
+            f"t is {t}, where ᾱ_t = 0: x_t is all noise, and of a network that predicts ε there is no x̂_0. Take a schedule "
+            "without zero terminal SNR (rescale_betas_zero_snr=False), timestep_spacing='leading', or a v-prediction network"
+        )
+    alpha_bar = alpha_bar.to(x_t.device, at_least_float32(x_t.dtype)).clamp(0, 1)
     return alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)) if index.ndim else alpha_bar
 
 
@@ -103,13 +232,13 @@ def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple
     Raises:
         TypeError, ValueError: As for `alpha_bar_at`; t outside a flow's [0, 1000].
     """
-    if not isinstance(denoiser.scheduler, FlowMatchEulerDiscreteScheduler):
+    if not is_flow(denoiser.scheduler):
         alpha_bar = alpha_bar_at(denoiser, t, x_t)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     last = denoiser.scheduler.config.num_train_timesteps
     if isinstance(t, bool) or not isinstance(t, int | float | Tensor):
         raise TypeError(f"t is {t!r}; expected a number or a tensor")
-    sigma = torch.as_tensor(t, device=x_t.device, dtype=torch.promote_types(x_t.dtype, torch.float32)) / last
+    sigma = torch.as_tensor(t, device=x_t.device, dtype=at_least_float32(x_t.dtype)) / last
     if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x_t))):
         raise ValueError(f"t has shape {tuple(sigma.shape)}; expected one timestep, or one for each of {len(x_t)} samples")
     if sigma.numel() and not bool(((sigma >= 0) & (sigma <= 1)).all()):
@@ -134,7 +263,7 @@ def prediction_type_of(scheduler: SchedulerMixin) -> str:
     Raises:
         ValueError: The scheduler says anything else.
     """
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    if is_flow(scheduler):
         return "flow"
     prediction_type = scheduler.config.prediction_type
     if prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -165,10 +294,10 @@ class UNetDenoiser:
     because in half precision the differences that J e is made of would vanish in the sum.
 
     Args:
-        unet: An unconditional `UNet2DModel`. It is frozen and put into evaluation mode. A head with twice the
-            channels (learned variance) is cut to its first half.
+        unet: An unconditional `UNet2DModel`. It runs frozen and in evaluation mode, and is left as it is. A head with twice
+            the channels (learned variance) is cut to its first half.
         scheduler: The noise schedule it was trained on, with `prediction_type` "epsilon", "v_prediction" or "sample";
-            or a `FlowMatchEulerDiscreteScheduler`, for a rectified flow.
+            or a rectified flow's, such as a `FlowMatchEulerDiscreteScheduler`.
 
     Raises:
         ValueError: Another prediction type, a class-conditional U-Net, or a head of another width.
@@ -184,7 +313,7 @@ class UNetDenoiser:
                 "expected as many, or twice as many (learned variance)"
             )
         self.prediction_type = prediction_type_of(scheduler)
-        self.unet = unet.requires_grad_(False).eval()
+        self.unet = unet
         self.scheduler = scheduler
         size = config.sample_size
         self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
@@ -200,7 +329,8 @@ class UNetDenoiser:
     def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         _check_shape(self, x_t)
         signal, noise = levels_at(self, t, x_t)
-        output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
+        with frozen(self.unet):
+            output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
         return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
 
 
@@ -334,8 +464,9 @@ def forward_mode(denoiser: Denoiser) -> Iterator[None]:
     Two things stand in its way: fused attention has no forward-mode rule (the MATH backend has), and that of
     `group_norm` rejects inputs that are not contiguous (a hook makes them so).
     """
-    networks = [value for value in vars(denoiser).values() if isinstance(value, nn.Module)]
+    networks = networks_of(denoiser)
     with ExitStack() as stack:
+        stack.enter_context(left_as_found(networks))  # not within a transformed function, where torch refuses it
         for network in networks:
             for module in network.modules():
                 if isinstance(module, nn.GroupNorm):

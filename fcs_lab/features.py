@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcs_lab.checks import is_int, is_number
-from fcs_lab.constraints import CostConstraint, _describe
+from fcs_lab.checks import describe, is_int, is_number
+from fcs_lab.constraints import CostConstraint
 from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
 
 __all__ = ["CLIP", "CLIPFeatures", "class_guidance", "gram", "load_clip", "silhouette", "style"]
@@ -42,7 +42,7 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
         ValueError: A negative label; at its first use, a label beyond the classifier's.
     """
     if not callable(classifier):
-        raise TypeError(f"classifier is {_describe(classifier)}; expected a function of images that returns logits")
+        raise TypeError(f"classifier is {describe(classifier)}; expected a function of images that returns logits")
     labels = label.tolist() if isinstance(label, Tensor) else label
     labels = [labels] if is_int(labels) else labels
     if not isinstance(labels, Sequence) or isinstance(labels, str) or not labels or not all(map(is_int, labels)):
@@ -93,7 +93,7 @@ def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostCon
         ValueError: The features are not maps (B, F, h, w), or the reference is one that `to_tensor` refuses.
     """
     if not callable(features):
-        raise TypeError(f"features is {_describe(features)}; expected a function of images that returns feature maps")
+        raise TypeError(f"features is {describe(features)}; expected a function of images that returns feature maps")
     images = to_tensor(reference, "reference")
     if isinstance(features, nn.Module):
         images = images.to(next((p.device for p in features.parameters()), images.device))

@@ -2,23 +2,35 @@
 become in their latent space.
 
 The method sees x̂_0 in latent space; images are decoded from it. A task that is given in pixels is carried over by
-`in_latents`: inpainting by the latent mask rule, any other through the decoder, never through the U-Net.
+`in_latents`: inpainting by the latent mask rule, any other through the decoder, never through the U-Net. Prompts and
+classifier-free guidance are here as well, in `LatentDenoiser`.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from fcs_lab.checks import is_number
-from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint, _Constraint
-from fcs_lab.denoisers import Denoiser, estimate_x0, levels_at, prediction_type_of
+from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, LinearConstraint
+from fcs_lab.denoisers import (
+    Denoiser,
+    as_model,
+    at_least_float32,
+    estimate_x0,
+    frozen,
+    left_as_found,
+    levels_at,
+    prediction_type_of,
+)
 from fcs_lab.directions import norm_inf
 from fcs_lab.images import ImageLike, MaskLike
 
@@ -37,12 +49,13 @@ __all__ = [
 class LatentDenoiser:
     """x̂_0 in the latent space of a Stable Diffusion pipeline, for one prompt or one an image.
 
-    Supported are SD 1.x and 2.x, SDXL and SD 3 in diffusers' layout; `fcs_lab.load` makes it. The pipeline stays
-    usable as `pipeline`: its VAE's slicing and tiling, and its CPU offload, are diffusers' own and are respected here.
+    Supported are SD 1.x and 2.x, SDXL and SD 3 in diffusers' layout; `fcs_lab.load` makes it. What is sampled is what the
+    pipeline is at that moment: its parts are asked for anew, and prompts are encoded by the text encoder that it has then.
+    Its VAE's slicing and tiling, and its CPU offload, are diffusers' own and are respected here.
 
     Args:
-        pipeline: A diffusers pipeline; its networks are frozen and put into evaluation mode. SDXL's VAE overflows in
-            float16 and, where it says so, is put into float32.
+        pipeline: A diffusers pipeline, which stays as it is: its networks run frozen and in evaluation mode, and SDXL's VAE,
+            which overflows in float16 and says so, in float32 while it runs.
         scheduler: The noise schedule the network was trained on; a rectified flow's, for SD 3. x̂_0 is never clipped
             to [-1, 1], whatever the scheduler says: that is for images.
         prompt, negative_prompt, guidance_scale: As for `with_prompt`.
@@ -51,6 +64,8 @@ class LatentDenoiser:
         ValueError: The network is no base model: it takes more than the VAE's latents (an inpainting or depth model),
             had guidance distilled into it, or is SDXL's refiner.
     """
+
+    any_size = True
 
     def __init__(
         self,
@@ -62,8 +77,6 @@ class LatentDenoiser:
     ):
         self.pipeline = pipeline
         self.scheduler = scheduler
-        self.network = getattr(pipeline, "unet", None) or pipeline.transformer
-        self.vae = pipeline.vae
         config, vae = self.network.config, self.vae.config
         check_base_model(config, vae)
         if pipeline.config.get("requires_aesthetics_score"):
@@ -71,16 +84,28 @@ class LatentDenoiser:
         self.prediction_type = prediction_type_of(scheduler)
         if scheduler.config.get("clip_sample"):
             self.scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
-        for module in pipeline.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval()
-        if hasattr(pipeline, "upcast_vae") and self.vae.dtype == torch.float16 and vae.get("force_upcast"):
-            self.vae.to(torch.float32)
         self.factor = 2 ** (len(vae.block_out_channels) - 1)
         self.multiple = self.factor * config.get("patch_size", 1)  # of which image sizes are multiples
         size = config.sample_size
         self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
         self._set_prompt(prompt, negative_prompt, guidance_scale)
+        self._warn_of_unseen_words()
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network: the pipeline's U-Net or transformer."""
+        unet = getattr(self.pipeline, "unet", None)
+        return self.pipeline.transformer if unet is None else unet
+
+    @property
+    def vae(self) -> nn.Module:
+        """The pipeline's autoencoder."""
+        return self.pipeline.vae
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All of the pipeline's networks."""
+        return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +120,20 @@ class LatentDenoiser:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that latents of `shape` are decoded to."""
         return (self.vae.config.out_channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+
+    def tokens(self, shape: tuple[int, ...]) -> int:
+        """How many patches the network cuts latents of shape (c, h, w) into."""
+        patch = self.multiple // self.factor
+        return (shape[-2] // patch) * (shape[-1] // patch)
+
+    def snapshot(self) -> LatentDenoiser:
+        """The model for one run: its prompts encoded, by the pipeline's text encoders as they are now."""
+        if self._text is not None:
+            return self
+        other = copy.copy(self)
+        with left_as_found(self.networks):
+            other._text, other.guided = self._encode_prompts()
+        return other
 
     def with_prompt(
         self, prompt: str | list[str], negative_prompt: str | list[str] | None = None, guidance_scale: float = 7.5
@@ -114,6 +153,7 @@ class LatentDenoiser:
         """
         other = copy.copy(self)
         other._set_prompt(prompt, negative_prompt, guidance_scale)
+        other._warn_of_unseen_words()
         return other
 
     def __repr__(self) -> str:
@@ -123,16 +163,19 @@ class LatentDenoiser:
         )
 
     def __call__(self, x_t: Tensor, t: int | float | Tensor) -> Tensor:
+        if self._text is None:
+            return self.snapshot()(x_t, t)
         self._check_shape(x_t, "x_t", self.shape[0], self.multiple // self.factor)
         signal, noise = levels_at(self, t, x_t)
-        B, guided = len(x_t), self.guidance_scale != 1
+        B = len(x_t)
         t = torch.as_tensor(t, device=x_t.device).expand(B)
         x = x_t.to(self.dtype)
-        if guided:
-            uncond, cond = self._predict(torch.cat([x, x]), torch.cat([t, t]), B).to(noise.dtype).chunk(2)
-            output = uncond + self.guidance_scale * (cond - uncond)
-        else:
-            output = self._predict(x, t, B).to(noise.dtype)
+        with frozen(self.network):
+            if self.guided:  # classifier-free guidance, both branches in one batch
+                uncond, cond = self._predict(torch.cat([x, x]), torch.cat([t, t]), B).to(noise.dtype).chunk(2)
+                output = uncond + self.guidance_scale * (cond - uncond)
+            else:
+                output = self._predict(x, t, B).to(noise.dtype)
         return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -142,17 +185,37 @@ class LatentDenoiser:
             ValueError: Another number of channels, or a size that the VAE's factor does not divide.
         """
         self._check_shape(images, "images", self.vae.config.in_channels, self.multiple)
-        latents = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist.mode()
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (latents.to(_at_least_float32(images.dtype)) - shift) * self.vae.config.scaling_factor
+        with self._autoencoder() as vae:
+            latents = vae.encode(images.to(self.device, vae.dtype)).latent_dist.mode()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return (latents.to(at_least_float32(images.dtype)) - shift) * vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
         self._check_shape(latents, "latents", self.shape[0], 1)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        z = latents / self.vae.config.scaling_factor + shift
-        images = self.vae.decode(z.to(self.device, self.vae.dtype), return_dict=False)[0]
-        return images.to(_at_least_float32(latents.dtype))
+        with self._autoencoder() as vae:
+            shift = getattr(vae.config, "shift_factor", None) or 0.0
+            z = latents / vae.config.scaling_factor + shift
+            images = vae.decode(z.to(self.device, vae.dtype), return_dict=False)[0]
+        return images.to(at_least_float32(latents.dtype))
+
+    def carry(self, task: Constraint) -> Constraint:
+        """The task as x̂_0 has to meet it in latent space: `LatentInpainting`, or else `Decoded`."""
+        if isinstance(task, LatentInpainting | Decoded):
+            return task
+        return LatentInpainting(task.y, task.mask, self) if isinstance(task, Inpainting) else Decoded(task, self)
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[nn.Module]:
+        """The VAE, frozen; one that overflows in float16 and says so (`force_upcast`) is in float32 while this lasts."""
+        vae = self.vae
+        upcast = hasattr(self.pipeline, "upcast_vae") and vae.dtype == torch.float16 and vae.config.get("force_upcast")
+        with frozen(vae):
+            try:
+                yield vae.float() if upcast else vae
+            finally:
+                if upcast:
+                    vae.half()
 
     def _check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels:
@@ -165,49 +228,63 @@ class LatentDenoiser:
                 f"the nearest is {near[0]}×{near[1]}"
             )
 
-    @torch.no_grad()
     def _set_prompt(
         self,
         prompt: str | list[str] | Tensor,
         negative_prompt: str | list[str] | Tensor | None,
         guidance_scale: float,
     ) -> None:
+        """Take the prompt, once checked. Embeddings are ready to use; text is encoded when it is needed (`snapshot`)."""
         if not is_number(guidance_scale) or guidance_scale < 0:
             raise ValueError(f"guidance_scale is {guidance_scale!r}; expected a number of at least 0 (1 is no guidance)")
         if guidance_scale == 1 and negative_prompt is not None:
             warnings.warn("negative_prompt has no effect: guidance_scale is 1, which is no guidance", stacklevel=4)
-        guided = guidance_scale != 1
-        if isinstance(prompt, Tensor):
-            wanted, unwanted = self._check_embeddings(prompt, negative_prompt, guided)
-        else:
-            wanted, unwanted = self._encode_prompt(prompt, negative_prompt, guided)
-        if guided and all(map(torch.equal, wanted, unwanted)):
-            guided, guidance_scale = False, 1.0  # nothing to guide from or to, at half the cost
         self.prompt, self.negative_prompt, self.guidance_scale = prompt, negative_prompt, float(guidance_scale)
-        self.num_prompts = len(wanted[0])
-        # Each of the text's tensors as (branches, prompts, …), the unwanted branch first, as diffusers has it.
-        self._text = [torch.stack(parts) for parts in zip(*([unwanted, wanted] if guided else [wanted]), strict=True)]
+        self._text: list[Tensor] | None = None
+        self.guided = guidance_scale != 1
+        if isinstance(prompt, Tensor):
+            self._text, self.guided = _branches(*self._check_embeddings(prompt, negative_prompt, self.guided), self.guided)
+            self.num_prompts = len(prompt)
+        else:
+            self.num_prompts = len(self._prompts()[0])
 
-    def _encode_prompt(
-        self, prompt: str | list[str], negative_prompt: str | list[str] | None, guided: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of both branches the token embeddings (n, L, D) and, where the network takes it, the pooled one (n, D')."""
-        prompts = _as_list(prompt, "prompt")
-        negatives = None if negative_prompt is None else _as_list(negative_prompt, "negative_prompt")
+    def _prompts(self) -> tuple[list[str], list[str] | None]:
+        """The prompts and the negative ones, as many of each."""
+        prompts = _as_list(self.prompt, "prompt")
+        negatives = None if self.negative_prompt is None else _as_list(self.negative_prompt, "negative_prompt")
         n = max(len(prompts), len(negatives or prompts))
         if len(prompts) not in (1, n) or len(negatives or prompts) not in (1, n):
             raise ValueError(
                 f"there are {len(negatives)} negative prompts for {len(prompts)} prompts; expected as many, or 1"
             )
+        return prompts * (n // len(prompts)), negatives and negatives * (n // len(negatives))
+
+    @torch.no_grad()
+    def _encode_prompts(self) -> tuple[list[Tensor], bool]:
+        """Of both branches the token embeddings and, where the network takes it, the pooled one; see `_branches`."""
+        prompts, negatives = self._prompts()
         encoded = self.pipeline.encode_prompt(
-            prompt=prompts * (n // len(prompts)),
-            negative_prompt=negatives and negatives * (n // len(negatives)),
+            prompt=prompts,
+            negative_prompt=negatives,
             device=self.device,
             num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
+            do_classifier_free_guidance=self.guided,
             **({"prompt_2": None, "prompt_3": None} if hasattr(self.pipeline, "transformer") else {}),
         )  # embeddings of the wanted and the unwanted, and for SDXL and SD 3 again, pooled
-        return list(encoded[0::2]), list(encoded[1::2])
+        return _branches(list(encoded[0::2]), list(encoded[1::2]), self.guided)
+
+    def _warn_of_unseen_words(self) -> None:
+        """Name the words that a model whose tokenizer lists all that it was trained with has never seen."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if isinstance(self.prompt, Tensor) or not getattr(tokenizer, "init_kwargs", {}).get("closed_vocabulary"):
+            return
+        known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+        texts = [text for part in self._prompts() for text in part or ()]
+        unseen = dict.fromkeys(word for text in texts for word in re.findall(r"\w+", text.lower()) if word not in known)
+        if unseen:
+            warnings.warn(
+                f"the model never saw {', '.join(map(repr, unseen))}; it was not trained on such words", stacklevel=4
+            )
 
     def _check_embeddings(
         self, prompt: Tensor, negative_prompt: object, guided: bool
@@ -261,31 +338,36 @@ def check_base_model(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None
         )
 
 
+def _branches(wanted: list[Tensor], unwanted: list[Tensor | None], guided: bool) -> tuple[list[Tensor], bool]:
+    """Each of the text's tensors as (branches, prompts, …), the unwanted branch first, as diffusers has it.
+
+    Where both branches are the same there is nothing to guide from or to, and one will do, at half the cost.
+    """
+    guided = guided and not all(map(torch.equal, wanted, unwanted))
+    return [torch.stack(parts) for parts in zip(*([unwanted, wanted] if guided else [wanted]), strict=True)], guided
+
+
 def encode(model: Denoiser, images: Tensor) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] as the model's x_0: encoded for a latent model, as they are for a pixel model.
 
     Either way they end up on the model's device.
     """
-    return model.encode(images) if isinstance(model, LatentDenoiser) else images.to(model.device)
+    return as_model(model).encode(images)
 
 
 def decode(model: Denoiser, x0: Tensor) -> Tensor:
     """x̂_0 as images (B, C, H, W): decoded for a latent model, as it is for a pixel model."""
-    return model.decode(x0) if isinstance(model, LatentDenoiser) else x0
+    return as_model(model).decode(x0)
 
 
 def image_shape(model: Denoiser) -> tuple[int, ...]:
     """(C, H, W) of the images that the model makes, at its own size."""
-    return model.image_shape if isinstance(model, LatentDenoiser) else tuple(model.shape)
+    return as_model(model).image_shape
 
 
 def in_latents(task: Constraint, model: Denoiser) -> Constraint:
     """The task as the model's x̂_0 has to meet it: itself, or for a latent model `LatentInpainting` or `Decoded`."""
-    if not isinstance(model, LatentDenoiser) or isinstance(task, LatentInpainting | Decoded):
-        return task
-    if isinstance(task, Inpainting):
-        return LatentInpainting(task.y, task.mask, model)
-    return Decoded(task, model)
+    return as_model(model).carry(task)
 
 
 class LatentInpainting(LinearConstraint):
@@ -337,7 +419,7 @@ FORWARD_STEP = 0.1
 """The largest change of a pixel in `Decoded`'s "forward" difference, in units of images in [-1, 1]."""
 
 
-class Decoded(_Constraint):
+class Decoded(ConstraintBase):
     """A task on pixels, imposed on latents through the VAE's decoder D: C(D(x̂_0)). The U-Net is not differentiated.
 
     Args:
@@ -385,7 +467,3 @@ def _as_list(value: str | list[str], name: str) -> list[str]:
     if not isinstance(values, list | tuple) or not values or not all(isinstance(one, str) for one in values):
         raise TypeError(f"{name} is {value!r}; expected a string or a list of strings")
     return list(values)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -7,7 +7,7 @@ closed form. `infer_layers` takes turns, a timestep at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,11 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
-from fcs_lab.constraints import _Constraint
-from fcs_lab.denoisers import Denoiser, levels_at
+from fcs_lab.constraints import ConstraintBase
+from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
 from fcs_lab.images import ImageLike, to_tensor
-from fcs_lab.latent import Decoded, LatentDenoiser
-from fcs_lab.sampler import State, StepSize, TraceEntry, _check_types, sample
+from fcs_lab.sampler import StepSize, sample
+from fcs_lab.trace import Callback, State, TraceEntry
 
 __all__ = ["LayeredComposite", "LayersResult", "infer_layers", "infer_masks", "late_inner_steps"]
 
@@ -80,8 +80,8 @@ class LayersResult:
         return ((weights / weights.sum(0)).unsqueeze(-3) * shown).sum(0)
 
 
-class LayeredComposite(_Constraint):
-    """y = Σ_k m_k ⊙ x_k on all the layers at once.
+class LayeredComposite(ConstraintBase):
+    """y = Σ_k m_k ⊙ x_k on all the layers at once, for given masks.
 
     Fixed masks are a recipe, and a soft one blends: C = ½‖y − Σ_j m_j ⊙ x_j‖², e_k = m_k ⊙ (y − Σ_j m_j ⊙ x_j). Inferred
     ones are a doubt, the probability that a pixel shows layer k: C_k = ½ Σ m_k (y − x_k)², e_k = m_k ⊙ (y − x_k), and
@@ -94,37 +94,38 @@ class LayeredComposite(_Constraint):
         composite: y (B, C, H, W) in [-1, 1].
         masks: m_k (B, K, H, W), which sum to 1 over K.
         known: Layer -> its image (B, C, H, W).
-        fixed: Whether the masks are fixed; others may be replaced while the constraint is in use.
+        fixed: Whether the masks are fixed, or inferred.
     """
 
     def __init__(self, composite: Tensor, masks: Tensor, known: Mapping[int, Tensor] | None = None, fixed: bool = True):
-        known = known or {}
-        self.composite, self.masks, self.fixed = composite, masks, fixed
-        self.sampled = [k for k in range(masks.shape[1]) if k not in known]
-        self.layers = composite[:, None].repeat(1, masks.shape[1], 1, 1, 1)
-        """x_k (B, K, C, H, W): the known ones, and the sampled ones as the sampler last showed them."""
-        for k, image in known.items():
-            self.layers[:, k] = image
+        self.composite, self.masks, self.known, self.fixed = composite, masks, dict(known or {}), fixed
+        self.sampled = [k for k in range(masks.shape[1]) if k not in self.known]
         self.batch_size = len(composite) * len(self.sampled)
         self.shape = tuple(composite.shape[1:])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> LayeredComposite:
-        """Itself, moved in place: the masks that are replaced have to be those that the sampler uses."""
-        self.composite, self.masks, self.layers = (x.to(device, dtype) for x in (self.composite, self.masks, self.layers))
-        return self
+        known = {k: image.to(device, dtype) for k, image in self.known.items()}
+        return LayeredComposite(self.composite.to(device, dtype), self.masks.to(device, dtype), known, self.fixed)
 
-    def take(self, images: Tensor) -> None:
-        """Note the sampled layers (B·U, C, H, W)."""
-        self.layers[:, self.sampled] = images.detach().to(self.layers).unflatten(0, (-1, len(self.sampled)))
+    def with_masks(self, masks: Tensor) -> LayeredComposite:
+        """The same composite with other masks (B, K, H, W)."""
+        return LayeredComposite(self.composite, masks, self.known, self.fixed)
+
+    def layers(self, images: Tensor) -> Tensor:
+        """All layers x_k (B, K, C, H, W), of the sampled ones (B·U, C, H, W)."""
+        layers = self.composite[:, None].repeat(1, self.masks.shape[1], 1, 1, 1)
+        layers[:, self.sampled] = images.to(layers).unflatten(0, (-1, len(self.sampled)))
+        for k, image in self.known.items():
+            layers[:, k] = image
+        return layers
 
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        self.take(x0)
-        weights = self.masks[:, :, None]
+        layers, weights = self.layers(x0.detach()), self.masks[:, :, None]
         if self.fixed:
-            residual = (self.composite - (weights * self.layers).sum(1))[:, None].expand_as(self.layers)
+            residual = (self.composite - (weights * layers).sum(1))[:, None].expand_as(layers)
             cost = residual.square() / 2
         else:
-            residual = self.composite[:, None] - self.layers
+            residual = self.composite[:, None] - layers
             cost = weights * residual.square() / 2
         cost, error = (part[:, self.sampled].flatten(0, 1) for part in (cost, weights * residual))
         return cost.flatten(1).sum(1), error
@@ -183,7 +184,7 @@ def infer_layers(
     generator: torch.Generator | list[torch.Generator] | None = None,
     temperature: tuple[float, float] = (0.1, 0.02),
     smoothness: float = 1.5,
-    callback_on_step_end: Callable[[State, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+    callback_on_step_end: Callback | None = None,
     progress: bool = True,
 ) -> LayersResult:
     """The layers and masks of a composite, y = Σ m_k ⊙ x_k: x_k sampled jointly by Algorithm 1, m_k inferred between steps.
@@ -223,48 +224,26 @@ def infer_layers(
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
     """
-    _check_types(model, None)
+    model = as_model(model)
     y = to_tensor(composite, "composite")
     if not is_int(num_layers) or num_layers < 1:
         raise ValueError(f"num_layers is {num_layers!r}; expected a whole number of at least 1")
-    B, K, single = len(y), num_layers, len(y) == 1
-    first, last = _check_temperature(temperature)
-    if not is_number(smoothness) or smoothness < 0:
-        raise ValueError(f"smoothness is {smoothness!r}; expected a number of at least 0")
+    B, K = len(y), num_layers
     if masks is not None and scribbles is not None:
         raise ValueError("masks and scribbles are both given; fixed masks leave nothing for scribbles to tell")
     known = _check_known(known_layers, y, K)
-    given = None if masks is None else _check_masks(masks, y, K)
-    told = None if scribbles is None else _check_scribbles(scribbles, y, K)
+    start = torch.full((B, K, *y.shape[-2:]), 1 / K) if masks is None else _check_masks(masks, y, K)
+    told = None if scribbles is None else _check_scribbles(scribbles, y, K).to(model.device)
     model = _prompted(model, prompts, guidance_scale, B, K, known)
     generators = _check_generator(generator, B)
     if inner_steps is None and is_int(num_inference_steps):
         inner_steps = late_inner_steps(num_inference_steps)
-
-    y = y.to(model.device, torch.promote_types(y.dtype, torch.float32))
-    told = None if told is None else told.to(y.device)
-    undecided = torch.full((B, K, *y.shape[-2:]), 1 / K)
-    start = (undecided if given is None else given).to(y)
-    task = LayeredComposite(y, start, {k: image.to(y) for k, image in known.items()}, fixed=given is not None)
-    mask_trace: list[Tensor] = []
-
-    def update_masks(temperature: float) -> None:
-        if given is None:
-            task.masks = infer_masks(task.composite, task.layers, temperature, smoothness, told)
-
-    def on_step_end(state: State, step: int, t: int, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        signal, noise = levels_at(model, t, state.x0)
-        update_masks(last + (first - last) * float(noise**2 / (signal**2 + noise**2)))
-        mask_trace.append(_squeezed(task.masks, single).cpu())
-        if callback_on_step_end is None:
-            return None
-        shown = {"layers": task.layers.clamp(-1, 1), "masks": task.masks}
-        return callback_on_step_end(state, step, t, tensors | {name: _squeezed(x, single) for name, x in shown.items()})
-
-    update_masks(first)  # what scribbles and known layers say already
+    task = LayeredComposite(y, start, known, masks is not None).to(model.device, at_least_float32(y.dtype))
+    anneal = _check_temperature(temperature), _check_smoothness(smoothness)
+    turns = _Turns(model, task, *anneal, told, callback_on_step_end)
     result = sample(
         model,
-        Decoded(task, model) if isinstance(model, LatentDenoiser) else task,
+        turns.task,
         num_inference_steps=num_inference_steps,
         inner_steps=inner_steps,
         step_size=step_size,
@@ -272,25 +251,64 @@ def infer_layers(
         eta=eta,
         fd_step=fd_step,
         # Layers draw from their composite's generator in turn.
-        generator=None if generators is None else [one for one in generators for _ in task.sampled],
-        callback_on_step_end=on_step_end,
+        generator=None if generators is None else [one for one in generators for _ in turns.task.sampled],
+        callback_on_step_end=turns,
         progress=progress,
     )
-    task.take(result.images)
-    update_masks(last)
+    layers = turns.task.layers(result.images)
     return LayersResult(
-        layers=_squeezed(task.layers, single),
-        masks=_squeezed(task.masks, single),
+        layers=turns.shaped(layers),
+        masks=turns.shaped(turns.masks_for(layers, turns.temperature[1])),
         trace=result.trace,
-        mask_trace=mask_trace,
+        mask_trace=turns.mask_trace,
         nfe=result.nfe,
         n_backward=result.n_backward,
         completed=result.completed,
     )
 
 
-def _squeezed(x: Tensor, single: bool) -> Tensor:
-    return x[0] if single else x
+class _Turns:
+    """`sample`'s callback: after each timestep it infers the masks from the layers, and hands on the task with new masks."""
+
+    def __init__(
+        self,
+        model: Model,
+        task: LayeredComposite,
+        temperature: tuple[float, float],
+        smoothness: float,
+        scribbles: Tensor | None,
+        callback: Callback | None,
+    ):
+        self.model, self.temperature, self.smoothness = model, temperature, smoothness
+        self.scribbles, self.callback = scribbles, callback
+        self.mask_trace: list[Tensor] = []
+        self.task = task
+        # What scribbles and known layers say already, where the layers that are sampled are the composite itself.
+        layers = task.layers(task.composite.repeat_interleave(len(task.sampled), 0))
+        self.task = task.with_masks(self.masks_for(layers, temperature[0]))
+
+    def masks_for(self, layers: Tensor, temperature: float) -> Tensor:
+        """The masks (B, K, H, W) for layers (B, K, C, H, W): those that are fixed, or inferred ones."""
+        if self.task.fixed:
+            return self.task.masks
+        return infer_masks(self.task.composite, layers, temperature, self.smoothness, self.scribbles)
+
+    def shaped(self, x: Tensor) -> Tensor:
+        """Without the leading B, for one composite."""
+        return x[0] if len(self.task.composite) == 1 else x
+
+    def __call__(self, state: State, step: int, t: int | float, tensors: dict[str, Tensor]) -> dict[str, object]:
+        layers = self.task.layers(self.model.decode(state.x0))
+        signal, noise = levels_at(self.model, t, state.x0)
+        first, last = self.temperature
+        masks = self.masks_for(layers, last + (first - last) * float(noise**2 / (signal**2 + noise**2)))
+        self.task = self.task.with_masks(masks)
+        self.mask_trace.append(self.shaped(masks).cpu())
+        changed = None
+        if self.callback is not None:
+            shown = {"layers": self.shaped(layers.clamp(-1, 1)), "masks": self.shaped(masks)}
+            changed = self.callback(state, step, t, tensors | shown)
+        return {"task": self.model.carry(self.task)} | (changed or {})
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
@@ -317,6 +335,12 @@ def _check_temperature(temperature: tuple[float, float]) -> tuple[float, float]:
     if not pair or not temperature[0] >= temperature[1] > 0:
         raise ValueError(f"temperature is {temperature!r}; expected (first, last), positive numbers that do not rise")
     return float(temperature[0]), float(temperature[1])
+
+
+def _check_smoothness(smoothness: float) -> float:
+    if not is_number(smoothness) or smoothness < 0:
+        raise ValueError(f"smoothness is {smoothness!r}; expected a number of at least 0")
+    return float(smoothness)
 
 
 def _check_known(known_layers: Mapping[int, ImageLike] | None, y: Tensor, K: int) -> dict[int, Tensor]:
@@ -376,27 +400,27 @@ def _check_generator(
 ) -> list[torch.Generator | None] | None:
     if generator is None or isinstance(generator, torch.Generator):
         return None if generator is None else [generator] * B
-    if not isinstance(generator, list | tuple) or len(generator) != B:
+    if not isinstance(generator, list) or len(generator) != B:
         raise ValueError(
             f"generator is {generator!r}; expected a torch.Generator, or a list with one for each of {B} composites"
         )
-    return list(generator)
+    return generator
 
 
 def _prompted(
-    model: Denoiser,
+    model: Model,
     prompts: Sequence[str] | Sequence[Sequence[str]] | None,
     guidance_scale: float | None,
     B: int,
     K: int,
     known: Mapping[int, Tensor],
-) -> Denoiser:
+) -> Model:
     """The model with a prompt for each layer that is sampled."""
     if prompts is None:
         if guidance_scale is not None:
             raise ValueError(f"guidance_scale is {guidance_scale!r}, but there are no prompts for it to follow")
         return model
-    if not isinstance(model, LatentDenoiser):
+    if model.num_prompts is None:
         raise ValueError(f"prompts is {prompts!r}, but the model is unconditional; it takes no prompts")
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise TypeError(f"prompts is {prompts!r}; expected a list with one prompt for each layer")

@@ -10,8 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fcs_lab.constraints import LinearConstraint
-from fcs_lab.denoisers import Denoiser, levels_at
-from fcs_lab.latent import encode
+from fcs_lab.denoisers import Denoiser, as_model, levels_at
 
 __all__ = [
     "accuracy",
@@ -86,7 +85,8 @@ def denoising_loss(
     Returns:
         (B,).
     """
-    x0 = encode(model, images)
+    model = as_model(model).snapshot()
+    x0 = model.encode(images)
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for t in timesteps:

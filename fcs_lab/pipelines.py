@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from fcs_lab.checks import is_int, is_number
 from fcs_lab.constraints import Constraint
+from fcs_lab.denoisers import left_as_found
 from fcs_lab.latent import Decoded, LatentDenoiser, LatentInpainting, check_base_model, in_latents
 from fcs_lab.sampler import State, StepSize, sample
 from fcs_lab.zoo import own_schedule, quiet
@@ -216,16 +217,17 @@ class FastConstrainedPipeline(StableDiffusionInpaintPipeline):
         self._num_timesteps, self._interrupt = num_inference_steps, False
         guided = self.do_classifier_free_guidance
 
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            self._execution_device,
-            num_images_per_prompt,
-            guided,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            clip_skip=clip_skip,
-        )
+        with left_as_found([] if self.text_encoder is None else [self.text_encoder]):
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt,
+                self._execution_device,
+                num_images_per_prompt,
+                guided,
+                negative_prompt,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                clip_skip=clip_skip,
+            )
         model = LatentDenoiser(
             self,
             own_schedule("the pipeline", self.scheduler),

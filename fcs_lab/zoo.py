@@ -1,4 +1,7 @@
-"""Models to sample from: `load` takes the name of a bundled one, a folder in diffusers' layout, or a hub id."""
+"""Models to sample from: `load` takes the name of a bundled one, a folder in diffusers' layout, or a hub id.
+
+This is where loading is made safe: only safetensors are read, and no code that comes with a model is run.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from fcs_lab.denoisers import UNetDenoiser
 from fcs_lab.latent import LatentDenoiser
+from fcs_lab.schedule import is_flow
 
 T = TypeVar("T")
 
@@ -26,7 +31,7 @@ __all__ = ["BUNDLED", "checkpoints", "load", "verify"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BUNDLED = ("mnist", "fashion")
+BUNDLED = ("mnist", "fashion", "emoji")
 """Names that `load` takes without a network. Each has a model card, `fcs_lab/weights/<name>/README.md`."""
 
 PIXEL_PIPELINES = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}
@@ -50,7 +55,7 @@ def load(
     """A pre-trained model as a denoiser x̂_0(x_t, t).
 
     Args:
-        name: A bundled model ("mnist", "fashion"), a folder in diffusers' layout, or a hub id such as
+        name: A bundled model ("mnist", "fashion", "emoji"), a folder in diffusers' layout, or a hub id such as
             "stable-diffusion-v1-5/stable-diffusion-v1-5" or "google/ddpm-cat-256". Supported are unconditional pixel
             models, and Stable Diffusion 1.x, 2.x, XL and 3.
         device: Where it runs. None: CUDA if there is one, else the CPU.
@@ -109,6 +114,9 @@ def load(
     )
     scheduler = own_schedule(name, pipeline.scheduler)
     pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
     if kind in LATENT_PIPELINES:
         text = {} if prompt is None else {"prompt": prompt}
         scale = guidance_scale if guidance_scale is not None else 7.5 if prompt is not None else 1.0
@@ -142,7 +150,7 @@ def own_schedule(name: str | Path, own: SchedulerMixin) -> SchedulerMixin:
     Raises:
         ValueError: It has none, or one of another kind.
     """
-    if isinstance(own, FlowMatchEulerDiscreteScheduler):
+    if is_flow(own):
         return own
     if not hasattr(own, "alphas_cumprod") or "prediction_type" not in own.config:
         raise ValueError(

@@ -173,12 +173,11 @@ def random_model(geometry: Geometry, loop: Loop, device: torch.device) -> Latent
 
 def speed_up(model: Denoiser, loop: Loop) -> Denoiser:
     """The model's network, laid out and compiled as the loop says."""
-    attribute = "network" if isinstance(model, LatentDenoiser) else "unet"
-    network = getattr(model, attribute)
+    owner = model.pipeline if isinstance(model, LatentDenoiser) else model
     if loop.channels_last:
-        network.to(memory_format=torch.channels_last)
+        owner.unet.to(memory_format=torch.channels_last)
     if loop.compile is not None:
-        setattr(model, attribute, torch.compile(network, **loop.compile))
+        owner.unet = torch.compile(owner.unet, **loop.compile)
     return model
 
 

@@ -65,12 +65,12 @@ def cosines(
         f = CountedDenoiser(model)
         x0 = f(x_t, t)
         e = task.error(x0)
-        references = [newton(f, x_t, t, x0, e, fd_step=h) for h in (PAPER, FD_STEP[torch.float32])]
+        references = [f.run(newton(x_t, t, x0, e, fd_step=h)) for h in (PAPER, FD_STEP[torch.float32])]
         for dtype, twin in twins.items():
             f = CountedDenoiser(twin)
             x0 = f(x_t, t)
             for h in (FD_STEP[dtype], PAPER):
-                d = newton(f, x_t, t, x0, e, fd_step=h)
+                d = f.run(newton(x_t, t, x0, e, fd_step=h))
                 for values, reference in zip(found[dtype, h], references, strict=True):
                     values.append(torch.cosine_similarity(d.flatten(1), reference.flatten(1)))
     numbers: dict[str, dict] = {}

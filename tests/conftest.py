@@ -49,7 +49,7 @@ def tiny_unet(in_channels: int = 1, out_channels: int = 1, size: int = 8, seed: 
 
 def tiny_denoiser(dtype: torch.dtype = torch.float64, prediction_type: str = "epsilon", **unet) -> UNetDenoiser:
     scheduler = DDIMScheduler(prediction_type=prediction_type)
-    return UNetDenoiser(tiny_unet(**unet).to(dtype), scheduler)
+    return UNetDenoiser(tiny_unet(**unet).to(dtype).requires_grad_(False).eval(), scheduler)
 
 
 @pytest.fixture

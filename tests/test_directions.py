@@ -32,11 +32,9 @@ def point():
 
 
 def evaluate(function, denoiser, x_t, e, **options):
-    f = CountedDenoiser(denoiser)
-    with torch.enable_grad():
-        x_t = x_t.clone().requires_grad_(function is gradient)
-        x0 = f(x_t, T)
-    return function(f, x_t, T, x0, e, **options).detach(), f
+    f = CountedDenoiser(denoiser, keep_graph=function is gradient)
+    x0 = f(x_t, T)
+    return f.run(function(x_t, T, x0, e, **options)), f
 
 
 def test_each_direction_is_its_matrix(point):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fcs_lab.denoisers import Denoiser
-from fcs_lab.directions import CountedDenoiser, exact, gradient, identity, newton, norm_inf
+from fcs_lab.directions import CountedDenoiser, exact, gradient, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, check_direction, check_point
 from fcs_lab.probes.symmetry import cosine_of
 
@@ -71,20 +71,18 @@ def compare_directions(
         if not value > 0:
             raise ValueError(f"{name} is {value!r}; expected a positive number")
     known = (e != 0).to(e) if known is None else known.to(e)
-    f = CountedDenoiser(denoiser)
-    with torch.enable_grad():
-        x_t = x_t.requires_grad_()
-        x0 = f(x_t, t)
-    if not x0.requires_grad:
+    f = CountedDenoiser(denoiser, keep_graph=True)
+    x0 = f(x_t, t)
+    if not f.differentiable:
         raise TypeError("the denoiser is not differentiable: Jᵀ e needs a backward pass, J⁻¹ e its products")
-    Jte = gradient(f, x_t, t, x0, e)
-    x_t, x0 = x_t.detach(), x0.detach()
     with torch.no_grad():
+        Jte = f.run(gradient(x_t, t, x0, e))
+        f.keep_graph = False
         directions = {
-            "e": identity(f, x_t, t, x0, e),
-            "J e": newton(f, x_t, t, x0, e, fd_step=fd_step),
+            "e": e,
+            "J e": f.run(newton(x_t, t, x0, e, fd_step=fd_step)),
             "Jᵀ e": Jte,
-            "J⁻¹ e": exact(f, x_t, t, x0, e, regularization=regularization, max_iterations=max_iterations),
+            "J⁻¹ e": f.run(exact(x_t, t, x0, e, regularization=regularization, max_iterations=max_iterations)),
         }
         true = f.jvp(x_t, t, e)
         d = torch.cat(list(directions.values()))

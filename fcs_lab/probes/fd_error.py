@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_lab.checks import is_number
-from fcs_lab.denoisers import Denoiser
+from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32
 from fcs_lab.directions import CountedDenoiser
 from fcs_lab.probes.jacobian import check_direction, check_point
 
@@ -81,15 +81,15 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
-    twin = copy.deepcopy(denoiser)
+    twin = copy.deepcopy(denoiser.snapshot() if isinstance(denoiser, Model) else denoiser)
+    for network in as_model(twin).networks:
+        nn.Module.to(network, dtype)  # diffusers' own `to` warns of modules to be kept in float32, also if there are none
+        for module in network.modules():
+            for switch in ("upcast_softmax", "upcast_attention"):
+                if dtype == torch.float64 and switch in vars(module):
+                    setattr(module, switch, False)
     for name, value in vars(twin).items():
-        if isinstance(value, nn.Module):
-            nn.Module.to(value, dtype)  # diffusers' own `to` warns of modules to be kept in float32, also if there are none
-            for module in value.modules():
-                for switch in ("upcast_softmax", "upcast_attention"):
-                    if dtype == torch.float64 and switch in vars(module):
-                        setattr(module, switch, False)
-        elif isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and value.is_floating_point():
             setattr(twin, name, value.to(dtype))
         elif isinstance(value, Denoiser):  # a wrapper's
             setattr(twin, name, in_precision(value, dtype))
@@ -151,7 +151,7 @@ def measure_fd_error(
     for dtype in dtypes:
         mixed = autocast and dtype in (torch.float16, torch.bfloat16)
         twin = _Autocast(denoiser, dtype) if mixed else exact if dtype == torch.float64 else in_precision(denoiser, dtype)
-        x, v = (tensor.to(_at_least_float32(dtype)) for tensor in (x_t, unit))
+        x, v = (tensor.to(at_least_float32(dtype)) for tensor in (x_t, unit))
         found = _run(dtype, twin, lambda f, x=x, v=v: _differences(f, x, t, v, steps, schemes, one_batch))
         for scheme in schemes:
             d = found[scheme]
@@ -216,7 +216,7 @@ def suggest_fd_step(
     else:
         trial = steps[4:5]
         reference = differences(exact, torch.float64, trial)
-    rounding = _relative(_run(dtype, twin, lambda f: differences(f, _at_least_float32(dtype), trial)) - reference, Je)
+    rounding = _relative(_run(dtype, twin, lambda f: differences(f, at_least_float32(dtype), trial)) - reference, Je)
     fine = np.geomspace(steps[0], steps[-1], 201)
     truncation = np.exp(np.interp(np.log(fine), np.log(steps), np.log(truncation.clip(1e-300))))
     return float(fine[np.argmin(truncation**2 + (rounding * trial / fine) ** 2)])
@@ -289,10 +289,6 @@ def _positive(h: float) -> float:
     if not is_number(h) or not h > 0:
         raise ValueError(f"h has {h!r}; expected positive numbers")
     return float(h)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _relative(difference: Tensor, Je: Tensor) -> np.ndarray:

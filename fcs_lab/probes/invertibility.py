@@ -7,7 +7,7 @@ linear systems SciPy's GMRES solves with finite differences: forward evaluations
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ from scipy.sparse.linalg import aslinearoperator, gmres
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fcs_lab.checks import check_count
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, JacobianOperator, check_direction, check_point, check_vector
@@ -200,7 +201,7 @@ def measure_invertibility(
     if not radii or not all(0 < a < b < math.inf for a, b in zip([radii[0] / 2, *radii], radii, strict=False)):
         raise ValueError(f"radii is {radii!r}; expected positive, increasing numbers")
     for name, count in (("n_random", n_random), ("n_singular", n_singular), ("bisections", bisections)):
-        _check_count(name, count, 0)
+        check_count(name, count, 0)
     _check_solver(starts, tolerance, max_iterations, max_krylov)
     if e is not None:
         e = check_direction("e", e, x_t)
@@ -218,38 +219,16 @@ def measure_invertibility(
     units |= {f"random {i + 1}": torch.randn(x_t.shape, generator=generator).to(x_t) for i in range(n_random)}
     inverse = singular_values = condition = None
     if J is not None:
-        U, singular_values, Vt = np.linalg.svd(J)
-        rounding = singular_values[0] * D * np.finfo(J.dtype).eps
-        condition = singular_values[0] / singular_values[-1] if singular_values[-1] > rounding else math.inf
-        kept = singular_values > rounding
-        inverse = (Vt[kept].T / singular_values[kept]) @ U[:, kept].T
-        for name, columns in (("leading", range(D)), ("trailing", range(D - 1, -1, -1))):
-            for i, column in enumerate(columns[:n_singular]):
-                g = _image(U[:, column], x_t)
-                units |= {f"+{name} {i + 1}": g, f"−{name} {i + 1}": -g}
+        singular_values, condition, inverse, singular = _decompose(J, n_singular)
+        units |= {name: _image(g, x_t) for name, g in singular.items()}
+
+    solver = {"starts": starts, "tolerance": tolerance, "max_iterations": max_iterations, "max_krylov": max_krylov}
 
     def reach(g: Tensor) -> Reach:
-        solves: dict[float, Solve] = {}
+        def solve(r: float, guess: Tensor | None) -> Solve:
+            return find_displacement(denoiser, x_t, t, r * g, guess=guess, inverse=inverse, generator=generator, **solver)
 
-        def solved(r: float, below: float) -> bool:
-            guess = solves[below].delta * (r / below) if below else None
-            solves[r] = find_displacement(
-                denoiser, x_t, t, r * g, guess=guess, inverse=inverse, starts=starts, tolerance=tolerance,
-                max_iterations=max_iterations, max_krylov=max_krylov, generator=generator,
-            )  # fmt: skip
-            return solves[r].outcome == "solved"
-
-        low, high = 0.0, math.inf
-        for r in radii:
-            if not solved(r, low):
-                high = r
-                break
-            low = r
-        for _ in range(bisections if low and high < math.inf else 0):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if solved(middle, low) else (low, middle)
-        without = [r for r, solve in solves.items() if solve.outcome == "no solution"]
-        return Reach(low, min(without, default=math.inf), high == math.inf, solves)
+        return _grow(solve, radii, bisections)
 
     bar = tqdm(units.items(), desc="ball test", disable=not progress)
     directions = {name: reach(g / g.norm()) for name, g in bar}
@@ -267,6 +246,41 @@ def measure_invertibility(
         nfe=sum(solve.nfe for solve in solves) + (0 if linear is None else linear.nfe),
         n_backward=sum(solve.n_backward for solve in solves),
     )
+
+
+def _decompose(J: np.ndarray, n_singular: int) -> tuple[np.ndarray, float, np.ndarray, dict[str, np.ndarray]]:
+    """J's singular values, its condition number, its pseudo-inverse, and its leading and trailing left singular vectors."""
+    U, singular_values, Vt = np.linalg.svd(J)
+    rounding = singular_values[0] * len(J) * np.finfo(J.dtype).eps
+    condition = singular_values[0] / singular_values[-1] if singular_values[-1] > rounding else math.inf
+    kept = singular_values > rounding
+    inverse = (Vt[kept].T / singular_values[kept]) @ U[:, kept].T
+    vectors = {}
+    for name, columns in (("leading", range(len(J))), ("trailing", range(len(J) - 1, -1, -1))):
+        for i, column in enumerate(columns[:n_singular]):
+            vectors |= {f"+{name} {i + 1}": U[:, column], f"−{name} {i + 1}": -U[:, column]}
+    return singular_values, condition, inverse, vectors
+
+
+def _grow(solve: Callable[[float, Tensor | None], Solve], radii: list[float], bisections: int) -> Reach:
+    """How far a direction can be followed: the radius grows until a solve fails, then the last step is bisected."""
+    solves: dict[float, Solve] = {}
+
+    def solved(r: float, below: float) -> bool:
+        solves[r] = solve(r, solves[below].delta * (r / below) if below else None)
+        return solves[r].outcome == "solved"
+
+    low, high = 0.0, math.inf
+    for r in radii:
+        if not solved(r, low):
+            high = r
+            break
+        low = r
+    for _ in range(bisections if low and high < math.inf else 0):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if solved(middle, low) else (low, middle)
+    without = [r for r, one in solves.items() if one.outcome == "no solution"]
+    return Reach(low, min(without, default=math.inf), high == math.inf, solves)
 
 
 def find_displacement(
@@ -380,11 +394,11 @@ def measure_linear_reach(
     f, fd_step = CountedDenoiser(denoiser), ACCURATE_FD_STEP[denoiser.dtype]
     with torch.no_grad():
         x0 = f(x_t, t)
-        d = newton(f, x_t, t, x0, e, fd_step=fd_step)
+        d = f.run(newton(x_t, t, x0, e, fd_step=fd_step))
         if not bool(d.any()):  # no step to measure
             return LinearReach(math.nan, 0.0, False, np.asarray(step_sizes), np.full(len(step_sizes), math.nan), f.forward)
         d = d / norm_inf(d)
-        Jd = newton(f, x_t, t, x0, d, fd_step=fd_step)
+        Jd = f.run(newton(x_t, t, x0, d, fd_step=fd_step))
 
         def errors(sizes: Sequence[float]) -> np.ndarray:
             size = torch.tensor(sizes).to(x_t).reshape(-1, 1, 1, 1)
@@ -470,13 +484,8 @@ def _image(v: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(v)).to(like).reshape(like.shape)
 
 
-def _check_count(name: str, count: int, least: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < least:
-        raise ValueError(f"{name} is {count!r}; expected a whole number of at least {least}")
-
-
 def _check_solver(starts: int, tolerance: float | None, max_iterations: int, max_krylov: int) -> None:
     for name, count in (("starts", starts), ("max_iterations", max_iterations), ("max_krylov", max_krylov)):
-        _check_count(name, count, 1)
+        check_count(name, count, 1)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance!r}; expected a number between 0 and 1, or None")

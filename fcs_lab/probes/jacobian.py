@@ -11,9 +11,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.denoisers import Denoiser, levels_at
+from fcs_lab.denoisers import Denoiser, as_model, at_least_float32, levels_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
-from fcs_lab.latent import LatentDenoiser
 
 __all__ = ["ACCURATE_FD_STEP", "JacobianOperator", "check_direction", "check_point", "check_vector"]
 
@@ -114,7 +113,7 @@ class JacobianOperator(LinearOperator):
             x_t = self.x_t.expand_as(v)
             if self.method == "jvp":
                 return self.f.jvp(x_t.contiguous(), self.t, v)
-            return newton(self.f, x_t, self.t, self.x0, v, fd_step=self.fd_step)
+            return self.f.run(newton(x_t, self.t, self.x0, v, fd_step=self.fd_step))
 
         return self._in_batches(product, V)
 
@@ -152,7 +151,7 @@ def check_point(denoiser: Denoiser, x_t: Tensor, t: int | float) -> Tensor:
     """
     if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
         raise TypeError(f"x_t is {x_t.dtype if isinstance(x_t, Tensor) else x_t!r}; expected a floating-point tensor")
-    any_size = isinstance(denoiser, LatentDenoiser) and x_t.ndim == 4
+    any_size = as_model(denoiser).any_size and x_t.ndim == 4
     shape = (denoiser.shape[0], *x_t.shape[2:]) if any_size else tuple(denoiser.shape)
     if tuple(x_t.shape) != (1, *shape):
         raise ValueError(f"x_t has shape {tuple(x_t.shape)}; expected one sample, {(1, *shape)}")
@@ -163,7 +162,7 @@ def check_point(denoiser: Denoiser, x_t: Tensor, t: int | float) -> Tensor:
     if isinstance(t, Tensor) and t.ndim:
         raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep")
     levels_at(denoiser, t, x_t)
-    return x_t.detach().to(torch.promote_types(denoiser.dtype, torch.float32))
+    return x_t.detach().to(at_least_float32(denoiser.dtype))
 
 
 def check_vector(name: str, v: Tensor, x_t: Tensor) -> Tensor:

@@ -219,26 +219,25 @@ def measure_convergence(
     for name, value, known in (("rule", rule, ("fixed", "infinity")), ("direction", direction, ("newton", "gradient"))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, known))}")
-    f, task = CountedDenoiser(denoiser), task.to(x_t.device, x_t.dtype)
+    f, task = CountedDenoiser(denoiser, keep_graph=direction == "gradient"), task.to(x_t.device, x_t.dtype)
     error_norm, taken = np.full(steps + 1, np.nan), np.full(steps, np.nan)
     for k in range(steps + 1):
-        with torch.set_grad_enabled(direction == "gradient"):
-            x_t = x_t.detach().requires_grad_(direction == "gradient")
+        with torch.no_grad():
             x0 = f(x_t, t)
-        e = task.error(x0.detach())
+        e = task.error(x0)
         if not bool(e.isfinite().all()):
             break
         error_norm[k] = e.double().norm().item()
         if k < steps:
             with torch.no_grad():
                 if direction == "newton":
-                    d = newton(f, x_t, t, x0, e, fd_step=ACCURATE_FD_STEP[denoiser.dtype])
+                    d = f.run(newton(x_t, t, x0, e, fd_step=ACCURATE_FD_STEP[denoiser.dtype]))
                 else:
-                    d = gradient(f, x_t, t, x0, e)
+                    d = f.run(gradient(x_t, t, x0, e))
                 size = norm_inf(d).item()
                 taken[k] = sizes[k] if rule == "fixed" else sizes[k] / size if size > 0 else 0.0
                 x_t = x_t + taken[k] * d
-    return Convergence(error_norm, taken, x_t.detach(), x0.detach())
+    return Convergence(error_norm, taken, x_t, x0)
 
 
 def _weights(within: Tensor, e: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import eigs, eigsh, svds
 
-from fcs_lab.checks import is_int
+from fcs_lab.checks import check_count
 from fcs_lab.probes.symmetry import AnyJacobian, as_operator, is_matrix
 
 __all__ = ["Spectrum", "measure_spectrum"]
@@ -69,9 +69,9 @@ def measure_spectrum(
         ValueError: J is not square or not finite, or a number is out of range.
         scipy.sparse.linalg.ArpackNoConvergence: Arnoldi has not come to `tol`.
     """
-    _check_count("k", k, 1)
-    _check_count("vectors", vectors, 2 * k + 2)
-    _check_count("probes", probes, 1)
+    check_count("k", k, 1)
+    check_count("vectors", vectors, 2 * k + 2)
+    check_count("probes", probes, 1)
     if not isinstance(tol, numbers.Real) or not tol > 0:
         raise ValueError(f"tol is {tol!r}; expected a positive number")
     J = as_operator(J)
@@ -119,11 +119,6 @@ def _of_matrix(J: np.ndarray) -> Spectrum:
         float((symmetric < -rounding).mean()),
         True,
     )
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not is_int(value) or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
 
 
 def _largest_first(values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ COMMANDS = {
     "emoji": "the latent text-to-image model of emoji, in colour, in Stable Diffusion's layout",
     "cifar10": "an unconditional RGB diffusion model of CIFAR-10 images, or of any folder of images, 32×32",
     "classifier": "the digit classifier that judges completed digits",
+    "emoji-classifier": "the judge of emoji: fifty things, or something else",
     "fashion-classifier": "the garment classifier that judges generated garments",
 }
 
@@ -25,26 +26,26 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument(
                 "--data", type=Path, required=True, help="cifar10_train.npz, CIFAR-10's own python batches, or images"
             )
-        elif name == "emoji":
-            command.add_argument(
-                "--data", type=Path, help="folder with the npm packages' archives; without it npm fetches them"
-            )
-            command.add_argument("--only", choices=("autoencoder", "decoder", "unet"), help="one of the three parts")
-            command.add_argument("--smoke", action="store_true", help="few pictures, small networks, two steps of each part")
+        elif name.startswith("emoji"):
+            archives = "folder with the npm packages' archives; without it npm fetches them"
+            command.add_argument("--data", type=Path, help=archives)
+            command.add_argument("--smoke", action="store_true", help="small networks, two steps of each part")
         else:
             command.add_argument("--data", type=Path, help="folder with the idx files; without it they are downloaded")
+        if name == "emoji":
+            command.add_argument("--only", choices=("autoencoder", "decoder", "unet"), help="one of the three parts")
         command.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the run (%(default)s)")
         command.add_argument("--device", default="cpu", help="where to train: cpu, cuda, mps (%(default)s)")
         command.add_argument("--max-steps", type=int, help="stop after so many steps; run again to go on")
         command.add_argument("--no-progress", action="store_true", help="no progress bar")
-        if "classifier" not in name:
+        if "classifier" not in name or name.startswith("emoji"):
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast: about twice as fast")
     options = parser.parse_args(arguments)
     common = {"max_steps": options.max_steps, "device": options.device, "progress": not options.no_progress}
-    if "classifier" not in options.command:
+    if hasattr(options, "bf16"):
         common["bf16"] = options.bf16
     try:
-        if options.command == "emoji":
+        if options.command.startswith("emoji"):
             print(_run_emoji(options, common))
         else:
             print(_run(options.command, options.data, options.out, common))
@@ -82,12 +83,20 @@ def _run(command: str, data: Path | None, out: Path, common: dict) -> Path:
 def _run_emoji(options: argparse.Namespace, common: dict) -> Path:
     import torch
 
-    from fcs_lab.training.emoji import EMOJI, smoke, train_emoji
     from fcs_lab.training.emoji_pictures import held_out_concepts, read_pictures
+
+    cache = Path("runs") / "emoji" if options.out == Path("runs") / "emoji-classifier" else options.out
+    pictures = read_pictures(options.data, cache, progress=common["progress"])
+    pictures = pictures.without(set(held_out_concepts(pictures)))
+    if options.command == "emoji-classifier":
+        from fcs_lab.training.emoji_classifier import train_emoji_classifier
+
+        if options.smoke:
+            common["max_steps"] = 2
+        return train_emoji_classifier(pictures, options.out, **common)
+    from fcs_lab.training.emoji import EMOJI, smoke, train_emoji
     from fcs_lab.training.latent import Run
 
-    pictures = read_pictures(options.data, options.out, progress=common["progress"])
-    pictures = pictures.without(set(held_out_concepts(pictures)))
     recipe = EMOJI
     if options.smoke:
         recipe, pictures = smoke(EMOJI), pictures.select(list(range(0, len(pictures), 100)))

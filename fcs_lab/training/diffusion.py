@@ -12,6 +12,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from fcs_lab.denoisers import UNetDenoiser
+from fcs_lab.sampler import sample
 from fcs_lab.training.loop import optimize, write_sheet
 
 __all__ = ["CIFAR10", "MNIST", "Recipe", "train"]
@@ -22,8 +24,8 @@ class Recipe:
     """All that a run depends on besides its data.
 
     `unet` and `scheduler` are the arguments of diffusers' `UNet2DModel` and `DDPMScheduler`; `steps` is the length of
-    the learning rate's cosine (see `fcs_lab.training.latent.Stage` for `cooldown_steps`); `checkpoints` are the steps at which the averaged weights are also kept in half precision;
-    `flip` mirrors half of the images.
+    the learning rate's cosine (or see `latent.Stage`); `checkpoints` are the steps at which the averaged weights are also
+    kept in half precision; `flip` mirrors half of the images.
     """
 
     unet: dict[str, Any]
@@ -149,13 +151,9 @@ def train(
 
 def _write_samples(unet, scheduler: DDPMScheduler, path: Path, rows: int = 4, num_inference_steps: int = 50) -> None:
     """A sheet of rows×rows samples, always from the same noise, so that sheets can be compared."""
-    from diffusers import DDIMScheduler
-
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    ddim.set_timesteps(num_inference_steps)
-    shape = (rows * rows, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    x_t = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(unet.device)
-    with torch.no_grad():
-        for t in ddim.timesteps:
-            x_t = ddim.step(unet(x_t, t).sample, t, x_t).prev_sample
-    write_sheet(x_t, rows, path)
+    generator = torch.Generator().manual_seed(0)
+    model = UNetDenoiser(unet, scheduler)
+    images = sample(
+        model, num_inference_steps=num_inference_steps, eta=0, batch_size=rows**2, generator=generator, progress=False
+    ).images
+    write_sheet(images, rows, path)

@@ -231,13 +231,20 @@ def arrange(rgba: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([on_white(plain), images]).clamp(-1, 1)
 
 
-def move(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image at 0.5 to 1.1 of its size, mirrored or not, moved by up to a quarter of the picture; 0 outside."""
-    m = len(images)
-    scale = 1 / (0.5 + 0.6 * torch.rand(m, generator=generator))
-    mirror = torch.where(torch.rand(m, generator=generator) < 0.5, -1.0, 1.0)
-    shift = (torch.rand(m, 2, generator=generator) - 0.5) * scale[:, None]
-    theta = torch.zeros(m, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * mirror, scale, shift
+def move(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.5, 1.1),
+    shift: float = 0.5,
+    mirror: float = 0.5,
+) -> Tensor:
+    """Each image (n, C, H, W) scaled, mirrored by chance, and moved by up to `shift`/2 of its size; 0 outside."""
+    n = len(images)
+    zoom = 1 / (scale[0] + (scale[1] - scale[0]) * torch.rand(n, generator=generator))
+    flip = torch.where(torch.rand(n, generator=generator) < mirror, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = zoom * flip, zoom
+    theta[:, :, 2] = 2 * shift * (torch.rand(n, 2, generator=generator) - 0.5) * zoom[:, None]
     grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, align_corners=False)

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fcs_lab.training.loop import optimize, write_sheet
+from fcs_lab.zoo import quiet
+
+with quiet():  # this import asks transformers for an image processor
+    from diffusers import StableDiffusionPipeline
 
 __all__ = ["LatentRecipe", "Run", "Stage", "byte_symbols", "encode_all", "train_autoencoder", "train_text_to_image"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fcs_lab.constraints import Inpainting
 from fcs_lab.data import example_images
-from fcs_lab.denoisers import Denoiser
+from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import to_pil
-from fcs_lab.latent import LatentDenoiser, decode, image_shape
+from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State, sample
 from fcs_lab.widgets.canvas import MaskPainter, png
@@ -95,7 +95,7 @@ class InpaintingLab(SamplerLab):
     def _controls(self) -> widgets.Widget:
         uploads = widgets.HBox([self.upload_image, self.upload_mask])
         hint = widgets.HTML("<small>drag to paint, Shift-drag to erase</small>")
-        text = [self.prompt, self.guidance_scale] if isinstance(self.model, LatentDenoiser) else []
+        text = [self.prompt, self.guidance_scale] if as_model(self.model).num_prompts is not None else []
         left = [self.example, uploads, self.preset, self.brush, hint, *text]
         right = [
             self.direction,
@@ -177,7 +177,7 @@ class InpaintingLab(SamplerLab):
         try:
             task = Inpainting(self.image, self.painter.mask)
             model = self.model
-            if isinstance(model, LatentDenoiser) and self.prompt.value:
+            if as_model(model).num_prompts is not None and self.prompt.value:
                 model = model.with_prompt(self.prompt.value, guidance_scale=self.guidance_scale.value)
         except (TypeError, ValueError) as error:
             self._say(str(error))

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fcs_lab.composites import Composites, example_composites
-from fcs_lab.denoisers import Denoiser
+from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import ImageLike, to_pil, to_tensor
-from fcs_lab.latent import LatentDenoiser, image_shape
+from fcs_lab.latent import image_shape
 from fcs_lab.layers import LayersResult, infer_layers
 from fcs_lab.metrics import layer_psnr, mask_iou
 from fcs_lab.plots import LAYER_COLOURS, colour_masks
@@ -120,7 +120,7 @@ class LayersLab(SamplerLab):
         colours = widgets.HBox(self.colour_buttons)
         left = [self.composite, self.upload_image, self.num_layers, colours, self.brush, self.clear_button, hint]
         right = [self.direction, self.num_inference_steps, self.inner_steps, self.free, self.seed]
-        if isinstance(self.model, LatentDenoiser):
+        if as_model(self.model).num_prompts is not None:
             right += [*self.prompts, self.guidance_scale]
         self.children = [
             widgets.HBox([self.painter, widgets.VBox(left), widgets.VBox(right)]),

@@ -261,8 +261,11 @@ def prediction_type_of(scheduler: SchedulerMixin) -> str:
     """What a network trained with this scheduler predicts: "epsilon", "v_prediction", "sample" or "flow".
 
     Raises:
-        ValueError: The scheduler says anything else.
+        TypeError: `scheduler` is none of diffusers'.
+        ValueError: It says anything else.
     """
+    if not isinstance(scheduler, SchedulerMixin):
+        raise TypeError(f"scheduler is {scheduler!r}; expected one of diffusers' schedulers, such as a DDIMScheduler")
     if is_flow(scheduler):
         return "flow"
     prediction_type = scheduler.config.prediction_type

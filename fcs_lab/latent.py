@@ -165,7 +165,7 @@ class LatentDenoiser:
     def __call__(self, x_t: Tensor, t: int | float | Tensor) -> Tensor:
         if self._text is None:
             return self.snapshot()(x_t, t)
-        self._check_shape(x_t, "x_t", self.shape[0], self.multiple // self.factor)
+        self.check_shape(x_t, "x_t", self.shape[0], self.multiple // self.factor)
         signal, noise = levels_at(self, t, x_t)
         B = len(x_t)
         t = torch.as_tensor(t, device=x_t.device).expand(B)
@@ -184,7 +184,7 @@ class LatentDenoiser:
         Raises:
             ValueError: Another number of channels, or a size that the VAE's factor does not divide.
         """
-        self._check_shape(images, "images", self.vae.config.in_channels, self.multiple)
+        self.check_shape(images, "images", self.vae.config.in_channels, self.multiple)
         with self._autoencoder() as vae:
             latents = vae.encode(images.to(self.device, vae.dtype)).latent_dist.mode()
         shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -192,7 +192,7 @@ class LatentDenoiser:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
-        self._check_shape(latents, "latents", self.shape[0], 1)
+        self.check_shape(latents, "latents", self.shape[0], 1)
         with self._autoencoder() as vae:
             shift = getattr(vae.config, "shift_factor", None) or 0.0
             z = latents / vae.config.scaling_factor + shift
@@ -217,7 +217,12 @@ class LatentDenoiser:
                 if upcast:
                     vae.half()
 
-    def _check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
+    def check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
+        """That x is (B, channels, height, width), height and width multiples of `multiple`.
+
+        Raises:
+            ValueError: It is not; `name` is what the message calls it.
+        """
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, height, width)")
         height, width = x.shape[-2:]
@@ -331,6 +336,11 @@ def check_base_model(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None
             f"the denoising network has {channels} input channels, the VAE {latent_channels} latent ones; "
             f"expected as many: load a base model ({base}), not an inpainting, depth or upscaling one"
         )
+    if network.get("out_channels") not in (None, channels):
+        raise ValueError(
+            f"the denoising network has {network['out_channels']} output channels for {channels} input ones, as a "
+            f"learned variance needs (out_channels), which is not cut off here; load another base model ({base})"
+        )
     if network.get("time_cond_proj_dim") is not None:
         raise ValueError(
             "the denoising network had guidance distilled into it (time_cond_proj_dim), so that guidance_scale has no null "
@@ -389,7 +399,7 @@ class LatentInpainting(LinearConstraint):
     def __init__(self, image: ImageLike, mask: MaskLike, model: LatentDenoiser, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
-        model._check_shape(masked, "image", model.vae.config.in_channels, model.multiple)
+        model.check_shape(masked, "image", model.vae.config.in_channels, model.multiple)
         hidden = torch.nn.functional.max_pool2d(task.mask.float(), model.factor) > 0
         if bool(hidden.flatten(1).all(1).any()):
             raise ValueError(
@@ -440,7 +450,7 @@ class Decoded(ConstraintBase):
         self.batch_size, self.shape = task.batch_size, None
         if task.shape is not None:
             image = torch.empty(1, *task.shape, device="meta")
-            model._check_shape(image, "the task's image", model.image_shape[0], model.multiple)
+            model.check_shape(image, "the task's image", model.image_shape[0], model.multiple)
             self.shape = (model.shape[0], *(side // model.factor for side in task.shape[1:]))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Decoded:

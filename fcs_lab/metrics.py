@@ -14,6 +14,7 @@ from fcs_lab.denoisers import Denoiser, as_model, levels_at
 
 __all__ = [
     "accuracy",
+    "clustered",
     "data_consistency",
     "denoising_loss",
     "layer_psnr",
@@ -97,6 +98,30 @@ def denoising_loss(
             # x_t = a x_0 + s ε = a x̂_0 + s ε̂, so ε̂ − ε = (a/s) (x_0 − x̂_0).
             losses.append((signal / noise * (x0 - x0_hat)).square().flatten(1).mean(1))
     return torch.stack(losses).mean(0)
+
+
+def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
+    """The mean of some values, and its standard error where those of one group are not independent.
+
+    Such as six drawings of one concept. The error is that of a ratio of sums over G groups, √(G/(G−1) Σ_g r_g²)/n with r_g a
+    group's sum of deviations from the mean; for groups of one it is the usual one.
+
+    Args:
+        values: (n,).
+        groups: Of each value the group that it belongs to.
+
+    Raises:
+        ValueError: Other numbers of values and groups.
+    """
+    if values.ndim != 1 or len(values) != len(groups):
+        raise ValueError(f"values has shape {tuple(values.shape)} and groups {len(groups)} entries; expected as many")
+    mean = values.double().mean()
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    sums = torch.zeros(len(index), dtype=torch.float64)
+    sums.index_add_(0, torch.tensor([index[group] for group in groups]), values.double().cpu() - mean.cpu())
+    G = len(sums)
+    error = (G / (G - 1) * sums.square().sum()).sqrt() / len(values) if G > 1 else torch.tensor(torch.nan)
+    return mean.item(), error.item()
 
 
 def match_layers(layers: Tensor, truth: Tensor) -> Tensor:

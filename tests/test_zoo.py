@@ -112,7 +112,7 @@ def test_pickled_weights_are_refused(saved):
 
 def test_misspelt_names_say_what_there_is(tmp_path):
     with pytest.raises(
-        OSError, match=r"no bundled model and no folder 'mnits'; expected a bundled model \('mnist', 'fashion'\)"
+        OSError, match=r"no bundled model and no folder 'mnits'; expected a bundled model \('mnist', 'fashion', 'emoji'\)"
     ):
         fcs_lab.load("mnits")
     with pytest.raises(OSError, match="no bundled model and no folder"):

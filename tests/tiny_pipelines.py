@@ -151,5 +151,9 @@ def sd3() -> StableDiffusion3Pipeline:
 
 
 def _silent(pipeline):
+    """Without a progress bar, and frozen, as a loaded one is."""
     pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
     return pipeline

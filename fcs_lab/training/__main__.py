@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             command.add_argument("--data", type=Path, help="folder with the idx files; without it they are downloaded")
         if name == "emoji":
+            command.add_argument(
+                "--start-from", type=Path, help="a pipeline's folder to go on from, such as fcs_lab/weights/emoji"
+            )
             command.add_argument("--only", choices=("autoencoder", "decoder", "unet"), help="one of the three parts")
         command.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the run (%(default)s)")
         command.add_argument("--device", default="cpu", help="where to train: cpu, cuda, mps (%(default)s)")
@@ -40,7 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--no-progress", action="store_true", help="no progress bar")
         if "classifier" not in name or name.startswith("emoji"):
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast: about twice as fast")
+    bundle = commands.add_parser("bundle", help="make a latent run's model a bundled one, in half precision")
+    bundle.add_argument("out", type=Path, metavar="RUN", help="the run's folder, such as runs/emoji")
+    bundle.add_argument("name", help="its name, such as emoji")
     options = parser.parse_args(arguments)
+    if options.command == "bundle":
+        from fcs_lab.training.bundle import bundle_model
+
+        print(bundle_model(options.out, options.name))
+        return 0
     common = {"max_steps": options.max_steps, "device": options.device, "progress": not options.no_progress}
     if hasattr(options, "bf16"):
         common["bf16"] = options.bf16
@@ -101,7 +112,7 @@ def _run_emoji(options: argparse.Namespace, common: dict) -> Path:
     if options.smoke:
         recipe, pictures = smoke(EMOJI), pictures.select(list(range(0, len(pictures), 100)))
     run = Run(torch.device(common.pop("device")), **common)
-    return train_emoji(recipe, pictures, options.out, run, only=options.only)
+    return train_emoji(recipe, pictures, options.out, run, only=options.only, start_from=options.start_from)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,14 @@ EMOJI = EmojiRecipe(
 
 
 def make_tokenizer(words: list[str], max_length: int = 24) -> CLIPTokenizer:
-    """A CLIP tokenizer to which each of the words is one token, and any other word its bytes."""
+    """A CLIP tokenizer to which each of the words is one token, and any other word its bytes.
+
+    Its `closed_vocabulary` says that these are all words that the model ever saw; `LatentDenoiser` warns of others.
+    """
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=max_length)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length, closed_vocabulary=True)
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
     return tokenizer
 
@@ -112,6 +116,7 @@ def train_emoji(
     run: Run,
     *,
     only: Literal["autoencoder", "decoder", "unet"] | None = None,
+    start_from: Path | None = None,
 ) -> Path:
     """Train all parts, or go on with the run in folder `out`.
 
@@ -122,6 +127,8 @@ def train_emoji(
             Diffusion's layout) and `samples/step-NNNNN.png` (a row for each of `SHEET`).
         run: Device, precision, and so on.
         only: One part alone; "decoder" and "unet" need a finished "autoencoder". None: one after the other.
+        start_from: A pipeline's folder, such as the bundled model's, to go on from where there is no state of a run: its
+            autoencoder is taken as finished, and its U-Net and text encoder are trained on.
 
     Returns:
         The folder of the pipeline.
@@ -131,10 +138,14 @@ def train_emoji(
     def draw(generator: torch.Generator, n: int) -> Tensor:
         return arrange(pictures.rgba[torch.randint(len(pictures), (2 * n,), generator=generator)], generator)
 
-    vae = train_autoencoder(recipe, draw, out / "vae", run)
-    if only == "autoencoder":
-        return out / "vae" / "model"
-    latents = _standardise(vae, encode_all(vae, on_white(pictures.rgba), run))
+    if start_from is not None:
+        vae = AutoencoderKL.from_pretrained(start_from / "vae").float().to(run.device).requires_grad_(False).eval()
+        latents = encode_all(vae, on_white(pictures.rgba), run)
+    else:
+        vae = train_autoencoder(recipe, draw, out / "vae", run)
+        if only == "autoencoder":
+            return out / "vae" / "model"
+        latents = _standardise(vae, encode_all(vae, on_white(pictures.rgba), run))
     if only != "unet":
         vae = train_autoencoder(recipe, draw, out / "decoder", run, decoder_of=vae, stage=recipe.decoder_stage)
         if only == "decoder":
@@ -168,6 +179,7 @@ def train_emoji(
         samples=[f"{what}, noto" for what in SHEET],
         columns=3,
         guidance_scale=2.5,
+        start_from=start_from,
     )
     return out / "model"
 

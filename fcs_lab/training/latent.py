@@ -6,6 +6,7 @@ First the autoencoder (`train_autoencoder`), then, in its latent space, the U-Ne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -151,6 +152,7 @@ def train_text_to_image(
     samples: Sequence[str],
     columns: int = 8,
     guidance_scale: float = 2.0,
+    start_from: Path | None = None,
 ) -> None:
     """Train the U-Net together with the text encoder, or go on with the run in `out/latent`.
 
@@ -163,6 +165,8 @@ def train_text_to_image(
         draw_texts: (generator, indices of images (n,)) -> their captions' indices in `texts`, (n,).
         out: It receives `latent/` (the state), `model/` (the pipeline) and `samples/step-NNNNN.png`.
         samples: The prompts of that sheet, each drawn `columns` times, with `guidance_scale`.
+        start_from: A pipeline's folder, such as this run's own `model/` from another machine, whose U-Net and text encoder a
+            run without a state begins with; the optimiser begins anew.
     """
     stage = recipe.latent_stage
     torch.manual_seed(stage.seed)
@@ -176,6 +180,11 @@ def train_text_to_image(
         )
     ).to(run.device)
     unet = UNet2DConditionModel(**recipe.unet).to(run.device)
+    seen = 0
+    if start_from is not None:
+        for part, name in ((unet, "unet/diffusion_pytorch_model"), (text_encoder, "text_encoder/model")):
+            part.load_state_dict(load_file(start_from / f"{name}.safetensors"))
+        seen = json.loads((start_from / "training.json").read_text())["images_seen"]
     scheduler = DDIMScheduler(**recipe.scheduler)
     tokens = tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     tokens = torch.tensor(tokens.input_ids)
@@ -209,6 +218,8 @@ def train_text_to_image(
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(out / "model")
+        record = {"images_seen": seen + step * stage.batch_size, "steps": step, "batch_size": stage.batch_size}
+        (out / "model" / "training.json").write_text(json.dumps(record) + "\n")
         _write_samples(pipeline, samples, columns, guidance_scale, out / "samples" / f"step-{step:05d}.png")
 
     run.optimize([*unet.parameters(), *text_encoder.parameters()], loss_of, stage, out / "latent", save)

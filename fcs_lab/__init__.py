@@ -3,6 +3,7 @@
 After "Fast constrained sampling in pre-trained diffusion models", A. Graikos, N. Jojic, D. Samaras, arXiv 2410.18804.
 """
 
+from fcs_lab.constrained import ConstrainedRun, constrained
 from fcs_lab.constraints import (
     Blur,
     Colorization,
@@ -25,6 +26,7 @@ from fcs_lab.zoo import load
 __all__ = [
     "Blur",
     "Colorization",
+    "ConstrainedRun",
     "CostConstraint",
     "Denoiser",
     "GaussianMixtureDenoiser",
@@ -37,6 +39,7 @@ __all__ = [
     "Result",
     "SuperResolution",
     "blur",
+    "constrained",
     "downsample",
     "infer_layers",
     "load",

@@ -202,6 +202,11 @@ def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
         TypeError: t is not an integer.
         ValueError: t is outside the schedule, or has the wrong number of entries.
     """
+    return _alpha_bar(denoiser, t, x_t).to(x_t.device, at_least_float32(x_t.dtype))
+
+
+def _alpha_bar(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
+    """ᾱ_t, once t is checked, in float64 on the CPU."""
     alphas = denoiser.scheduler.alphas_cumprod
     if isinstance(t, Tensor):
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
@@ -213,13 +218,13 @@ def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
     index = torch.as_tensor(t, device="cpu")
     if index.numel() and (index.min() < 0 or index.max() >= len(alphas)):
         raise ValueError(f"t is {t}; expected a timestep of the model's schedule, 0 to {len(alphas) - 1}")
-    alpha_bar = alphas.cpu()[index]
+    alpha_bar = alphas.cpu().double()[index]
     if getattr(denoiser, "prediction_type", None) == "epsilon" and bool((alpha_bar <= 0).any()):
         raise ValueError(
             f"t is {t}, where ᾱ_t = 0: x_t is all noise, and of a network that predicts ε there is no x̂_0. Take a schedule "
             "without zero terminal SNR (rescale_betas_zero_snr=False), timestep_spacing='leading', or a v-prediction network"
         )
-    alpha_bar = alpha_bar.to(x_t.device, at_least_float32(x_t.dtype)).clamp(0, 1)
+    alpha_bar = alpha_bar.clamp(0, 1)
     return alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)) if index.ndim else alpha_bar
 
 
@@ -233,8 +238,8 @@ def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple
         TypeError, ValueError: As for `alpha_bar_at`; t outside a flow's [0, 1000].
     """
     if not is_flow(denoiser.scheduler):
-        alpha_bar = alpha_bar_at(denoiser, t, x_t)
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        alpha_bar = _alpha_bar(denoiser, t, x_t)
+        return tuple(level.sqrt().to(x_t.device, at_least_float32(x_t.dtype)) for level in (alpha_bar, 1 - alpha_bar))
     last = denoiser.scheduler.config.num_train_timesteps
     if isinstance(t, bool) or not isinstance(t, int | float | Tensor):
         raise TypeError(f"t is {t!r}; expected a number or a tensor")

@@ -89,6 +89,11 @@ class CountedDenoiser:
         return x0.detach()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's."""
+        return self.denoiser.dtype
+
+    @property
     def differentiable(self) -> bool:
         """Whether autograd can follow the last evaluation, whose graph was kept."""
         return self._last is not None and self._last[2].requires_grad

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -38,15 +39,152 @@ __all__ = [
     "Decoded",
     "LatentDenoiser",
     "LatentInpainting",
+    "LatentSpace",
+    "Packing",
     "check_base_model",
     "decode",
     "encode",
     "image_shape",
     "in_latents",
+    "packing_of",
 ]
 
 
-class LatentDenoiser:
+class LatentSpace:
+    """Images ⇄ latents of a diffusers pipeline, by its VAE; and what the tasks become there.
+
+    Args:
+        pipeline: Whose; it is asked for its VAE whenever that is used, so that another one may be put in.
+        shape: (c, h, w) of its latents, at its own size.
+        patch: Of how many latent cells, in height and in width, the network's tokens are.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, shape: tuple[int, int, int], patch: int = 1):
+        self.pipeline, self.shape = pipeline, shape
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.multiple = self.factor * patch  # of which image sizes are multiples
+
+    @property
+    def vae(self) -> nn.Module:
+        """The pipeline's autoencoder."""
+        return self.pipeline.vae
+
+    @property
+    def device(self) -> torch.device:
+        """Where x_t has to be; with CPU offload, where the network runs."""
+        return self.pipeline._execution_device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that latents of `shape` are decoded to."""
+        return (self.vae.config.out_channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to latents (B, c, H/factor, W/factor), float32 at least: the posterior's mode.
+
+        Raises:
+            ValueError: Another number of channels, or a size that the VAE's factor does not divide.
+        """
+        self.check_shape(images, "images", self.vae.config.in_channels, self.multiple)
+        with self._autoencoder() as vae:
+            z = vae.encode(images.to(self.device, vae.dtype)).latent_dist.mode()
+        return self.scaled(z.to(at_least_float32(images.dtype)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
+        self.check_shape(latents, "latents", self.shape[0], 1)
+        z = self.unscaled(latents)
+        with self._autoencoder() as vae:
+            images = vae.decode(z.to(self.device, vae.dtype), return_dict=False)[0]
+        return images.to(at_least_float32(latents.dtype))
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """What the VAE calls z (B, c, h, w) as the network's latents: about zero, of about unit variance."""
+        mean, std = self._statistics(z)
+        return (z - mean) * (self.vae.config.scaling_factor / std)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents (B, c, h, w) as the VAE's z."""
+        mean, std = self._statistics(latents)
+        return latents * (std / self.vae.config.scaling_factor) + mean
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and deviation of z, by channel or for all, as the VAE's configuration has them beside its scaling factor."""
+        config = self.vae.config
+        means, stds = config.get("latents_mean"), config.get("latents_std")
+        if means is None or stds is None:
+            return config.get("shift_factor") or 0.0, 1.0
+        return tuple(torch.tensor(values).to(z).reshape(1, -1, 1, 1) for values in (means, stds))
+
+    def carry(self, task: Constraint) -> Constraint:
+        """The task as x̂_0 has to meet it in latent space: `LatentInpainting`, or else `Decoded`."""
+        if isinstance(task, LatentInpainting | Decoded):
+            return task
+        return LatentInpainting(task.y, task.mask, self) if isinstance(task, Inpainting) else Decoded(task, self)
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[nn.Module]:
+        """The VAE, frozen; one that overflows in float16 and says so (`force_upcast`) is in float32 while this lasts."""
+        vae = self.vae
+        upcast = hasattr(self.pipeline, "upcast_vae") and vae.dtype == torch.float16 and vae.config.get("force_upcast")
+        with frozen(vae):
+            try:
+                yield vae.float() if upcast else vae
+            finally:
+                if upcast:
+                    vae.half()
+
+    def check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
+        """That x is (B, channels, height, width), height and width multiples of `multiple`.
+
+        Raises:
+            ValueError: It is not; `name` is what the message calls it.
+        """
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, height, width)")
+        height, width = x.shape[-2:]
+        if height % multiple or width % multiple:
+            near = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
+            raise ValueError(
+                f"{name} is {height}×{width} (height × width); the model needs multiples of {multiple}: "
+                f"the nearest is {near[0]}×{near[1]}"
+            )
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a family of pipelines keeps its latents in its loop."""
+
+    unpack: Callable[[Tensor], Tensor]
+    """As it keeps them -> (B, c, h, w)."""
+    pack: Callable[[Tensor], Tensor]
+    """(B, c, h, w) -> as it keeps them."""
+
+
+def packing_of(pipeline: DiffusionPipeline, latents: Tensor, height: int | None, width: int | None) -> Packing:
+    """The layout of a pipeline's latents: (B, c, h, w) as they are, or packed 2×2 into tokens as Flux does.
+
+    512×1024 and 1024×512 look alike once packed, so the images' size has to be told.
+
+    Raises:
+        TypeError: The latents have another layout.
+    """
+    if latents.ndim == 4:
+        return Packing(lambda x: x, lambda x: x)
+    if latents.ndim == 3 and hasattr(pipeline, "_unpack_latents") and hasattr(pipeline, "_pack_latents"):
+        factor = pipeline.vae_scale_factor
+
+        def unpack(x: Tensor) -> Tensor:
+            return pipeline._unpack_latents(x, height, width, factor)
+
+        return Packing(unpack, lambda x: pipeline._pack_latents(x.contiguous(), *x.shape))
+    raise TypeError(
+        f"the latents of {type(pipeline).__name__} have shape {tuple(latents.shape)}, a layout that is not known here; "
+        "expected (B, channels, height, width), or tokens with the pipeline's own _pack_latents and _unpack_latents"
+    )
+
+
+class LatentDenoiser(LatentSpace):
     """x̂_0 in the latent space of a Stable Diffusion pipeline, for one prompt or one an image.
 
     Supported are SD 1.x and 2.x, SDXL and SD 3 in diffusers' layout; `fcs_lab.load` makes it. What is sampled is what the
@@ -75,19 +213,17 @@ class LatentDenoiser:
         negative_prompt: str | list[str] | None = None,
         guidance_scale: float = 1.0,
     ):
-        self.pipeline = pipeline
-        self.scheduler = scheduler
-        config, vae = self.network.config, self.vae.config
-        check_base_model(config, vae)
+        self.pipeline, self.scheduler = pipeline, scheduler
+        config = self.network.config
+        check_base_model(config, self.vae.config)
         if pipeline.config.get("requires_aesthetics_score"):
             raise ValueError("this is SDXL's refiner, which finishes another model's images; expected the base model")
         self.prediction_type = prediction_type_of(scheduler)
         if scheduler.config.get("clip_sample"):
             self.scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
-        self.factor = 2 ** (len(vae.block_out_channels) - 1)
-        self.multiple = self.factor * config.get("patch_size", 1)  # of which image sizes are multiples
         size = config.sample_size
-        self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        super().__init__(pipeline, shape, config.get("patch_size", 1))
         self._set_prompt(prompt, negative_prompt, guidance_scale)
         self._warn_of_unseen_words()
 
@@ -98,28 +234,13 @@ class LatentDenoiser:
         return self.pipeline.transformer if unet is None else unet
 
     @property
-    def vae(self) -> nn.Module:
-        """The pipeline's autoencoder."""
-        return self.pipeline.vae
-
-    @property
     def networks(self) -> list[nn.Module]:
         """All of the pipeline's networks."""
         return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
 
     @property
-    def device(self) -> torch.device:
-        """Where x_t has to be; with CPU offload, where the network runs."""
-        return self.pipeline._execution_device
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.network.dtype
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that latents of `shape` are decoded to."""
-        return (self.vae.config.out_channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
 
     def tokens(self, shape: tuple[int, ...]) -> int:
         """How many patches the network cuts latents of shape (c, h, w) into."""
@@ -177,61 +298,6 @@ class LatentDenoiser:
             else:
                 output = self._predict(x, t, B).to(noise.dtype)
         return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to latents (B, c, H/factor, W/factor), float32 at least: the posterior's mode.
-
-        Raises:
-            ValueError: Another number of channels, or a size that the VAE's factor does not divide.
-        """
-        self.check_shape(images, "images", self.vae.config.in_channels, self.multiple)
-        with self._autoencoder() as vae:
-            latents = vae.encode(images.to(self.device, vae.dtype)).latent_dist.mode()
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return (latents.to(at_least_float32(images.dtype)) - shift) * vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
-        self.check_shape(latents, "latents", self.shape[0], 1)
-        with self._autoencoder() as vae:
-            shift = getattr(vae.config, "shift_factor", None) or 0.0
-            z = latents / vae.config.scaling_factor + shift
-            images = vae.decode(z.to(self.device, vae.dtype), return_dict=False)[0]
-        return images.to(at_least_float32(latents.dtype))
-
-    def carry(self, task: Constraint) -> Constraint:
-        """The task as x̂_0 has to meet it in latent space: `LatentInpainting`, or else `Decoded`."""
-        if isinstance(task, LatentInpainting | Decoded):
-            return task
-        return LatentInpainting(task.y, task.mask, self) if isinstance(task, Inpainting) else Decoded(task, self)
-
-    @contextmanager
-    def _autoencoder(self) -> Iterator[nn.Module]:
-        """The VAE, frozen; one that overflows in float16 and says so (`force_upcast`) is in float32 while this lasts."""
-        vae = self.vae
-        upcast = hasattr(self.pipeline, "upcast_vae") and vae.dtype == torch.float16 and vae.config.get("force_upcast")
-        with frozen(vae):
-            try:
-                yield vae.float() if upcast else vae
-            finally:
-                if upcast:
-                    vae.half()
-
-    def check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
-        """That x is (B, channels, height, width), height and width multiples of `multiple`.
-
-        Raises:
-            ValueError: It is not; `name` is what the message calls it.
-        """
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (B, {channels}, height, width)")
-        height, width = x.shape[-2:]
-        if height % multiple or width % multiple:
-            near = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
-            raise ValueError(
-                f"{name} is {height}×{width} (height × width); the model needs multiples of {multiple}: "
-                f"the nearest is {near[0]}×{near[1]}"
-            )
 
     def _set_prompt(
         self,
@@ -396,7 +462,7 @@ class LatentInpainting(LinearConstraint):
             latent cell known.
     """
 
-    def __init__(self, image: ImageLike, mask: MaskLike, model: LatentDenoiser, *, keep_known: bool = False):
+    def __init__(self, image: ImageLike, mask: MaskLike, model: LatentSpace, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
         model.check_shape(masked, "image", model.vae.config.in_channels, model.multiple)
@@ -443,7 +509,7 @@ class Decoded(ConstraintBase):
         ValueError: The task's images are of a size that the VAE's factor does not divide, or of other channels.
     """
 
-    def __init__(self, task: Constraint, model: LatentDenoiser, *, derivative: Literal["backward", "forward"] = "backward"):
+    def __init__(self, task: Constraint, model: LatentSpace, *, derivative: Literal["backward", "forward"] = "backward"):
         if derivative not in ("backward", "forward"):
             raise ValueError(f"derivative is {derivative!r}; expected 'backward' or 'forward'")
         self.task, self.model, self.derivative = task, model, derivative

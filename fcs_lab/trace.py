@@ -166,7 +166,7 @@ class Watch:
             what, k = next((what, k) for what, k, finite in self._finite if not bool(finite))
             raise FloatingPointError(
                 f"{what} is not finite at timestep t = {self.schedule.timesteps[self.i]:g} (step {self.i + 1} of "
-                f"{len(self.schedule.timesteps)}), inner step {k}, with the network in {self.f.denoiser.dtype}. {REMEDIES}"
+                f"{len(self.schedule.timesteps)}), inner step {k}, with the network in {self.f.dtype}. {REMEDIES}"
             )
         self._finite.clear()
 

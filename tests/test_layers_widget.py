@@ -1,7 +1,6 @@
 """The layer laboratory without a browser; tests/test_browser_07.py drives the real thing."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,7 +187,7 @@ def test_example_composites(mnist, monkeypatch):
     assert names == [[str(label) for label in row] for row in composites.labels.tolist()]
     photographs = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(fcs_lab.composites, "example_images", lambda model: photographs)
-    rgb = SimpleNamespace(shape=(3, 24, 24))
+    rgb = fcs_lab.IdealDenoiser(photographs)
     for K in (1, 2, 4):
         composites, names = example_composites(rgb, 2, K)
         assert len(names[0]) == K and torch.equal(composites.layers[1, 0], photographs[1])
@@ -197,4 +196,4 @@ def test_example_composites(mnist, monkeypatch):
     with pytest.raises(ValueError, match="num_layers is 5; there are 4 photographs"):
         example_composites(rgb, 1, 5)
     with pytest.raises(ValueError, match=r"the model's images are \(1, 8, 8\)"):
-        example_composites(SimpleNamespace(shape=(1, 8, 8)), 1, 2)
+        example_composites(fcs_lab.IdealDenoiser(torch.zeros(1, 1, 8, 8)), 1, 2)

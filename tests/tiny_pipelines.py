@@ -5,9 +5,11 @@ import functools
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     PNDMScheduler,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -18,7 +20,13 @@ from fcs_lab.training.fashion import make_tokenizer
 from fcs_lab.zoo import quiet
 
 with quiet():
-    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import (
+        FluxPipeline,
+        StableDiffusion3Pipeline,
+        StableDiffusionControlNetPipeline,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
 
 SD15 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 WIDTH = 16  # of the text's embeddings
@@ -148,6 +156,46 @@ def sd3() -> StableDiffusion3Pipeline:
             tokenizer_3=None,
         )
     )
+
+
+def controlnet() -> StableDiffusionControlNetPipeline:
+    """SD 1.5's, with a ControlNet that does something."""
+    base = sd()
+    torch.manual_seed(6)
+    control = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8, 8))
+    with torch.no_grad():  # it begins at zero, and would test nothing
+        for parameter in control.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    parts = {name: part for name, part in base.components.items() if name != "image_encoder"}
+    return _silent(StableDiffusionControlNetPipeline(**parts, controlnet=control.eval(), requires_safety_checker=False))
+
+
+def flux() -> FluxPipeline:
+    """Flux's: packed latents; text comes as embeddings (`flux_text`), so that no T5 is needed."""
+    torch.manual_seed(7)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    ).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return _silent(FluxPipeline(scheduler, vae(shift_factor=0.1), transformer=transformer, **parts))
+
+
+def flux_text(n: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    return {
+        "prompt_embeds": torch.randn(n, 6, WIDTH, generator=generator),
+        "pooled_prompt_embeds": torch.randn(n, WIDTH, generator=generator),
+    }
 
 
 def _silent(pipeline):

@@ -1,0 +1,425 @@
+"""`constrained`: any diffusers text-to-image pipeline under a constraint, driven by the pipeline's own loop.
+
+The pipeline is called as always. While the context lasts its scheduler is a stand-in, whose timesteps are those of all of
+Algorithm 1's evaluations; each `step` turns what the network said into x̂_0, sends it to the coroutine, and returns the next
+point that the coroutine wants evaluated. So guidance, negative prompts, LoRA, ControlNet, offload and packing are the
+pipeline's, and the method needs no adapter for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fcs_lab.algorithm import Method, algorithm_1
+from fcs_lab.constraints import Constraint
+from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
+from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
+from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, packing_of
+from fcs_lab.sampler import Result, Settings, StepSize, check_task
+from fcs_lab.schedule import Schedule, read_schedule
+from fcs_lab.trace import Watch, check_finite
+
+__all__ = ["ConstrainedRun", "constrained"]
+
+OTHER_INPUTS = ("strength", "mask_image", "video", "num_frames", "audio", "audio_end_in_s", "audio_length_in_s")
+"""Arguments of a pipeline's call that tell that it does not go from text to an image."""
+
+
+@contextmanager
+def constrained(
+    pipe: DiffusionPipeline,
+    task: Constraint | None = None,
+    *,
+    method: str = "newton",
+    inner_steps: int | Sequence[int] = 5,
+    step_size: StepSize = (0.5, 0.1),
+    fd_step: float | None = None,
+    eta: float | None = None,
+    trace_x0: bool = False,
+) -> Iterator[ConstrainedRun]:
+    """While this lasts, calls of a diffusers pipeline sample under a constraint (paper, Algorithm 1).
+
+    ```python
+    with fcs_lab.constrained(pipe, fcs_lab.Inpainting(photograph, mask)) as run:
+        out = pipe("a red house", num_inference_steps=20, generator=torch.Generator().manual_seed(0))
+    run.result.to_pil()[0]
+    ```
+
+    T' timesteps with K inner steps cost (2K + 1) T' evaluations: a pipeline's usual 50 with K = 5 are 550. The pipeline's
+    bar counts timesteps. `callback_on_step_end` is called at every evaluation; latents that it replaces are taken at the end
+    of a timestep and refused elsewhere. The pipeline's own `eta` has no effect. Afterwards, also after an exception,
+    everything is as it was.
+
+    Args:
+        pipe: A text-to-image pipeline with a VAE: Stable Diffusion 1.x, 2.x, XL and 3, with or without ControlNet, and Flux.
+        task: The constraint on the images, which is carried into the pipeline's latent space. None: none.
+        method: "newton" (J e by a finite difference) or "identity" (e): what is made of evaluations only. A pipeline has no
+            derivatives to give; `sample` has.
+        inner_steps, step_size, fd_step, eta, trace_x0: As for `sample`. h follows the network's dtype.
+
+    Yields:
+        A `ConstrainedRun`, whose `result` is the last call's.
+
+    Raises:
+        TypeError: `pipe` is not a text-to-image pipeline, or `task` no constraint.
+        ValueError: A pipeline without a VAE, within another `constrained`, or with a feature cache; a method that takes
+            derivatives; a scheduler whose levels cannot be read; a wrong setting. In the pipeline's call, before any
+            evaluation: a task of another size, or with more images.
+        FloatingPointError: In the pipeline's call: something is not finite; it is named.
+    """
+    _check_pipeline(pipe)
+    check_task(task)
+    if method not in EVALUATIONS:
+        known = ", ".join(map(repr, EVALUATIONS))
+        if isinstance(method, str) and method in DIRECTIONS:
+            raise ValueError(
+                f"method is {method!r}, which takes derivatives of the network, and a pipeline has none to give; expected "
+                f"{known}, or `fcs_lab.sample` with fcs_lab.load(…)"
+            )
+        raise ValueError(f"method is {method!r}; expected {known}")
+    run = ConstrainedRun(
+        pipe, task, trace_x0, direction=method, inner_steps=inner_steps, step_size=step_size, fd_step=fd_step, eta=eta
+    )
+    with ExitStack() as stack:
+        _shadow(stack, pipe, "scheduler", _stand_in(pipe.scheduler, run))
+        _shadow(stack, pipe, "prepare_latents", run._prepare_latents)
+        _shadow(stack, pipe, "progress_bar", run._progress_bar)
+        _shadow(stack, pipe.vae, "decode", run._decode)
+        run._watch_changes(stack)
+        yield run
+
+
+class ConstrainedRun:
+    """What `constrained` gives: the result of the pipeline's last call, once there was one."""
+
+    def __init__(self, pipe: DiffusionPipeline, task: Constraint | None, trace_x0: bool, **settings: Any):
+        self.pipe, self.task, self.trace_x0, self.settings = pipe, task, trace_x0, settings
+        self.scheduler, self.prediction_type = pipe.scheduler, prediction_type_of(pipe.scheduler)
+        self.prepare_latents, self.decode = pipe.prepare_latents, pipe.vae.decode
+        counts = settings["inner_steps"]
+        N = len(counts) if isinstance(counts, Sequence) else 1
+        checked = Settings(num_inference_steps=max(N, 1), trained=max(N, 1), **settings)  # a wrong one is named now
+        if not callable(checked.step_size):
+            checked.λ([0.0] * max(N, 1))
+        read_schedule(self.scheduler, 1, tokens=1, bounded=False)
+        self.call: _Call | None = None
+
+    @property
+    def result(self) -> Result | None:
+        """The `Result` that `sample` gives: images (B, C, H, W) in [-1, 1], x0 as unpacked latents (B, c, h, w), the trace.
+
+        None before a call. After a run that was interrupted (`pipe._interrupt`, Ctrl-C, an exception), or that the pipeline
+        ended early, it holds the last x̂_0, with `completed` False. `nfe` counts the estimates x̂_0 that the method was
+        sent: a guided one counts once, however many calls of the network the pipeline makes for it.
+        """
+        call = self.call
+        if call is None or call.x0 is None:
+            return None
+        if call.images is None:
+            with torch.no_grad():
+                call.images = call.space.decode(call.x0)
+            check_finite(call.images, self.pipe.vae.dtype)
+        images = call.images.clamp(-1, 1)
+        images = images if call.watch.task is None else call.watch.task.finish(images)
+        return Result(call.x0, images, call.watch.finished_trace(), call.forward // len(call.x0), 0, call.completed)
+
+    # What the pipeline calls.
+
+    def _prepare_latents(self, *arguments: Any, **options: Any) -> Any:
+        made = self.prepare_latents(*arguments, **options)
+        given = inspect.signature(self.prepare_latents).bind(*arguments, **options).arguments
+        latents = made[0] if isinstance(made, tuple) else made
+        self._fresh("space").enter(latents, given.get("height"), given.get("width"), given.get("generator"))
+        return made
+
+    def _set_timesteps(self, N: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> tuple[list[float], Schedule]:
+        return self._fresh("schedule").visit(N, timesteps, sigmas, mu)
+
+    def _fresh(self, part: str) -> _Call:
+        """The call that is being prepared: the present one, unless it has this part or has begun."""
+        if self.call is None or self.call.method is not None or getattr(self.call, part) is not None:
+            self.call = _Call(self)
+        return self.call
+
+    def _progress_bar(self, iterable: Any = None, total: int | None = None) -> _Bar:
+        call = self.call
+        T, evaluations = len(call.schedule.timesteps), len(call.index)
+        each = f"× {evaluations // T}" if evaluations % T == 0 else f"with {evaluations}"
+        options = dict(getattr(self.pipe, "_progress_bar_config", {}))
+        options.setdefault("desc", f"{T} timesteps {each} evaluations")
+        call.bar = tqdm(total=T, **options)
+        return _Bar(call.bar)
+
+    def _decode(self, z: Tensor, *arguments: Any, **options: Any) -> Any:
+        """The VAE's `decode`: of an unfinished run the pipeline's picture is x̂_0's; and no picture is black."""
+        call = self.call
+        pipelines = call is not None and call.x0 is not None and not call.space.busy
+        if pipelines and not call.completed:
+            if not getattr(self.pipe, "_interrupt", False):
+                at = f"{call.n} of {len(call.index)} evaluations (denoising_end?)"
+                warnings.warn(f"the pipeline stopped after {at}; the picture is the last x̂_0", stacklevel=2)
+            z = call.space.unscaled(call.x0).to(z)
+        out = self.decode(z, *arguments, **options)
+        if pipelines:
+            images = out[0] if isinstance(out, tuple) else out.sample
+            check_finite(images, self.pipe.vae.dtype)
+            call.images = images.detach().to(at_least_float32(images.dtype))
+        return out
+
+    def _watch_changes(self, stack: ExitStack) -> None:
+        """Refuse by name what would change the network within a timestep, where J e would be garbage."""
+
+        def network(_: nn.Module, __: Any, options: dict[str, Any]) -> None:
+            if options.get("skip_layers") is not None:
+                raise ValueError(
+                    "skip_guidance_layers is given; it makes the network another one within a timestep, and J e is then "
+                    "none: leave it out"
+                )
+
+        def controlnet(_: nn.Module, __: Any, options: dict[str, Any]) -> None:
+            self.call.hold("control_guidance_start and control_guidance_end", options.get("conditioning_scale"))
+
+        for name, hook in (("unet", network), ("transformer", network), ("controlnet", controlnet)):
+            part = getattr(self.pipe, name, None)
+            if isinstance(part, nn.Module):
+                stack.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+class _Call:
+    """One call of the pipeline: its schedule and its latent space, and the coroutine where it stands."""
+
+    def __init__(self, run: ConstrainedRun):
+        self.run = run
+        self.schedule: Schedule | None = None
+        self.space: _Space | None = None
+        self.method: Method | None = None
+        self.watch: Watch | None = None
+        self.x0: Tensor | None = None
+        """The last x̂_0, and the sample in the end; unpacked."""
+        self.images: Tensor | None = None
+        self.bar: tqdm | None = None
+        self.completed, self.forward, self.n = False, 0, 0
+        self._held: dict[str, Any] = {}
+
+    def visit(self, N: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> tuple[list[float], Schedule]:
+        """The timesteps of all evaluations of a run of N timesteps, or of those that are given."""
+        own = {"timesteps": _as_list(timesteps), "sigmas": _as_list(sigmas), "mu": mu}
+        schedule = read_schedule(self.run.scheduler, N, bounded=False, **own)
+        T = len(schedule.timesteps)
+        self.settings = Settings(num_inference_steps=T, trained=T, **self.run.settings)
+        self.λ = [[] for _ in range(T)] if self.run.task is None else self.settings.λ(schedule.timesteps)
+        each = 1 + EVALUATIONS[self.settings.direction]
+        self.index = [i for i, λ in enumerate(self.λ) for _ in range(1 + each * len(λ))]  # of each evaluation's timestep
+        self.schedule = schedule
+        return [schedule.timesteps[i] for i in self.index], schedule
+
+    def enter(self, latents: Tensor, height: int | None, width: int | None, generator: Any) -> None:
+        """The latent space of the pipeline's latents, and the task in it."""
+        pipe = self.run.pipe
+        self.packing = packing_of(pipe, latents, height, width)
+        unpacked = self.packing.unpack(latents)
+        space = _Space(pipe, tuple(unpacked.shape[1:]), self.run.decode)
+        self.generator, self.state_dtype = generator, at_least_float32(latents.dtype)
+        self.task = None if self.run.task is None else _carried(self.run.task, space, len(unpacked))
+        if self.task is not None:
+            self.task = self.task.to(unpacked.device, self.state_dtype)
+            if isinstance(self.task, Decoded):
+                if hasattr(pipe.vae, "_hf_hook"):
+                    warnings.warn(
+                        "the task goes through the VAE at each evaluation, which CPU offload moves to the device and back "
+                        "each time: expect this to be slow, or take no offload",
+                        stacklevel=2,
+                    )
+                self.task.cost_and_error(unpacked.to(self.state_dtype))  # a cost that cannot reach the latents says so now
+        self.space = space
+
+    def begin(self, x: Tensor) -> None:
+        network = getattr(self.run.pipe, "unet", None)
+        network = self.run.pipe.transformer if network is None else network
+        # A quantised network has no floating dtype of its own; it computes in that of its inputs.
+        self.dtype = network.dtype if network.dtype in FD_STEP else x.dtype
+        noise = partial(_noise_like, generator=self.generator)
+        direction, eta = self.settings.direction_of(self.dtype), self.settings.eta_of(self.schedule)
+        λ, trace_x0 = self.λ, self.run.trace_x0
+        self.watch = Watch(self, self.task, self.schedule, λ, direction, noise, eta, trace_x0, None)
+        x = x.to(self.state_dtype, copy=True)
+        watch = self.watch
+        self.method = algorithm_1(x, self.schedule.timesteps, λ, watch.error, watch.direction, watch.step)
+        self.point, _ = next(self.method)
+
+    def step(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Send x̂_0 of the point that was evaluated, and return the next one, as the pipeline keeps its latents."""
+        x = self.packing.unpack(sample)
+        if self.method is None:
+            self.begin(x)
+        elif sample is not self.handed and not torch.equal(sample, self.handed):
+            self._replace(x)
+        if output.shape != sample.shape:
+            raise ValueError(
+                f"the network's output has shape {tuple(output.shape)} for latents {tuple(sample.shape)}; expected as many "
+                "channels (a learned variance is not cut off here)"
+            )
+        self.hold("guidance_scale", getattr(self.run.pipe, "_guidance_scale", None))
+        a, s = self.schedule.levels[self.index[self.n]]
+        output = self.packing.unpack(output).to(self.state_dtype)
+        self.x0 = self.watch.estimated(estimate_x0(self.run.prediction_type, x.to(self.state_dtype), output, a, s))
+        self.forward, self.n = self.forward + len(x), self.n + 1
+        try:
+            self.point, _ = self.method.send(self.x0)
+        except StopIteration as end:
+            self.x0 = self.point = end.value
+            self.completed = True
+        if self.bar is not None:
+            self.bar.update(self.watch.i - self.bar.n)
+        self.handed = self.packing.pack(self.point).to(sample.dtype)
+        return self.handed
+
+    def hold(self, name: str, value: Any) -> None:
+        """That a setting stays what it was at the first evaluation of this timestep."""
+        if self._starts_timestep():
+            self._held[name] = value
+        elif self._held.get(name, value) != value:
+            raise ValueError(
+                f"{name} changes the network within a timestep (at evaluation {self.n + 1}), and J e is then none: keep it "
+                "constant"
+            )
+
+    def _starts_timestep(self) -> bool:
+        return self.n == 0 or self.index[self.n] != self.index[self.n - 1]
+
+    def _replace(self, x: Tensor) -> None:
+        """Latents that a callback put in: taken at the first point of a timestep."""
+        if not self._starts_timestep():
+            raise ValueError(
+                f"latents were replaced after evaluation {self.n} of {len(self.index)}, in the midst of a timestep; "
+                "expected at its end only"
+            )
+        self.point.copy_(x)
+
+
+class _Space(LatentSpace):
+    """The pipeline's latent space, which decodes by the VAE's own `decode` and says when."""
+
+    busy = False
+
+    def __init__(self, pipe: DiffusionPipeline, shape: tuple[int, ...], decode: Any):
+        super().__init__(pipe, shape)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.busy = True
+        try:
+            return super().decode(latents)
+        finally:
+            self.busy = False
+
+
+class _Bar:
+    """The pipeline's bar: it counts evaluations, or stops short; the call's own counts timesteps."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, n: int = 1) -> None:
+        """Nothing."""
+
+
+def _stand_in(scheduler: SchedulerMixin, run: ConstrainedRun) -> SchedulerMixin:
+    """A scheduler of the same class and configuration, whose timesteps and steps are the run's."""
+
+    class StandIn(type(scheduler)):
+        order = 1
+        init_noise_sigma = 1.0  # x_t = a x_0 + s ε, whatever the class makes of it
+
+        def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None):
+            visited, schedule = run._set_timesteps(num_inference_steps, timesteps, sigmas, mu)
+            self.num_inference_steps = len(schedule.timesteps)
+            self.timesteps = torch.tensor(visited, device=device, dtype=torch.float32 if schedule.flow else torch.int64)
+            self.sigmas = torch.tensor([s for i in run.call.index for _, s in [schedule.levels[i]]] + [0.0], device=device)
+
+        def scale_model_input(self, sample, timestep=None):
+            return sample
+
+        def set_begin_index(self, begin_index=0):
+            pass
+
+        def step(self, model_output, timestep, sample, return_dict=True, **_):
+            x = run.call.step(model_output, sample)
+            return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    stand_in = copy.copy(scheduler)
+    stand_in.__class__ = StandIn
+    vars(stand_in)["init_noise_sigma"] = 1.0
+    return stand_in
+
+
+def _shadow(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Put a value in the place of an attribute until the stack unwinds, past any __setattr__ of the owner's."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    object.__setattr__(owner, name, value)
+    stack.callback(partial(object.__setattr__, owner, name, before) if had else partial(object.__delattr__, owner, name))
+
+
+def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
+    """The task in the latent space, once its size and number are known to be the pipeline's."""
+    latent = isinstance(task, LatentInpainting | Decoded)
+    expected, what = (space.shape, "latents") if latent else (space.image_shape, "images")
+    if task.shape is not None and tuple(task.shape) != tuple(expected):
+        raise ValueError(
+            f"the task's {what} are {tuple(task.shape)}; the pipeline makes {tuple(expected)} (channels, height, width): "
+            "pass it height= and width=, or resize the task's image"
+        )
+    if task.batch_size not in (None, 1, B):
+        raise ValueError(
+            f"the task describes {task.batch_size} images; the pipeline makes {B} (prompts × num_images_per_prompt)"
+        )
+    return space.carry(task)
+
+
+def _check_pipeline(pipe: object) -> None:
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(f"pipe is {pipe!r}; expected a diffusers pipeline from text to images")
+    name, takes = type(pipe).__name__, set(inspect.signature(type(pipe).__call__).parameters)
+    other = [argument for argument in OTHER_INPUTS if argument in takes]
+    if "image" in takes and "controlnet" not in pipe.components:
+        other.append("image")
+    if other or "prompt" not in takes or not hasattr(pipe, "prepare_latents"):
+        found = f"takes {', '.join(other)}" if other else "does not go from a prompt through latents"
+        raise TypeError(
+            f"pipe is a {name}, which {found}; supported are pipelines from text to one image, whose loop starts from noise"
+        )
+    if getattr(pipe, "vae", None) is None:
+        raise ValueError(f"pipe is a {name} without a VAE; the task is in images, so one is needed")
+    if type(pipe.scheduler).__qualname__.startswith("_stand_in"):
+        raise ValueError("pipe is within another constrained(…) already; leave that first")
+    for part in ("unet", "transformer"):
+        if getattr(getattr(pipe, part, None), "is_cache_enabled", False):
+            raise ValueError(
+                f"pipe.{part} has a feature cache (is_cache_enabled), which changes it within a timestep: disable it"
+            )
+
+
+def _noise_like(x: Tensor, generator: Any) -> Tensor:
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _as_list(values: Any) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]

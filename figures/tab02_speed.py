@@ -8,6 +8,7 @@ before the run, each method in a process of its own), or CUDA's own peak statist
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -113,7 +114,9 @@ def pipeline_ratio(batch: int, repeats: int) -> float:
 def peak_bytes(name: str, direction: str, batch: int) -> int:
     """What one timestep adds to the memory at its peak, above the loaded model."""
     command = [sys.executable, __file__, "--peak", name, direction, str(batch)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # glibc is told to give freed memory back, or what is measured is its fragmentation, which grows with the run.
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def measure_peak(name: str, direction: str, batch: int) -> int:

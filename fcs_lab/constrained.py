@@ -23,7 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fcs_lab.algorithm import Method, algorithm_1
+from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
@@ -166,14 +166,14 @@ class ConstrainedRun:
     def _decode(self, z: Tensor, *arguments: Any, **options: Any) -> Any:
         """The VAE's `decode`: of an unfinished run the pipeline's picture is x̂_0's; and no picture is black."""
         call = self.call
-        pipelines = call is not None and call.x0 is not None and not call.space.busy
-        if pipelines and not call.completed:
+        of_the_pipeline = call is not None and call.x0 is not None and not call.space.busy
+        if of_the_pipeline and not call.completed:
             if not getattr(self.pipe, "_interrupt", False):
                 at = f"{call.n} of {len(call.index)} evaluations (denoising_end?)"
                 warnings.warn(f"the pipeline stopped after {at}; the picture is the last x̂_0", stacklevel=2)
             z = call.space.unscaled(call.x0).to(z)
         out = self.decode(z, *arguments, **options)
-        if pipelines:
+        if of_the_pipeline:
             images = out[0] if isinstance(out, tuple) else out.sample
             check_finite(images, self.pipe.vae.dtype)
             call.images = images.detach().to(at_least_float32(images.dtype))
@@ -221,8 +221,12 @@ class _Call:
         T = len(schedule.timesteps)
         self.settings = Settings(num_inference_steps=T, trained=T, **self.run.settings)
         self.λ = [[] for _ in range(T)] if self.run.task is None else self.settings.λ(schedule.timesteps)
-        each = 1 + EVALUATIONS[self.settings.direction]
-        self.index = [i for i, λ in enumerate(self.λ) for _ in range(1 + each * len(λ))]  # of each evaluation's timestep
+        if self.run.prediction_type == "epsilon" and schedule.levels[0][0] == 0:
+            raise ValueError(
+                f"the run would start at t = {schedule.timesteps[0]}, where ᾱ_t = 0 and a network that predicts ε has no "
+                "x̂_0: take another timestep_spacing, or rescale_betas_zero_snr=False"
+            )
+        self.index = plan(range(T), self.λ, EVALUATIONS[self.settings.direction])  # of each evaluation its timestep's place
         self.schedule = schedule
         return [schedule.timesteps[i] for i in self.index], schedule
 
@@ -231,7 +235,7 @@ class _Call:
         pipe = self.run.pipe
         self.packing = packing_of(pipe, latents, height, width)
         unpacked = self.packing.unpack(latents)
-        space = _Space(pipe, tuple(unpacked.shape[1:]), self.run.decode)
+        space = _Space(pipe, tuple(unpacked.shape[1:]))
         self.generator, self.state_dtype = generator, at_least_float32(latents.dtype)
         self.task = None if self.run.task is None else _carried(self.run.task, space, len(unpacked))
         if self.task is not None:
@@ -311,12 +315,9 @@ class _Call:
 
 
 class _Space(LatentSpace):
-    """The pipeline's latent space, which decodes by the VAE's own `decode` and says when."""
+    """The pipeline's latent space, which says when it is the task, and not the pipeline, that decodes."""
 
     busy = False
-
-    def __init__(self, pipe: DiffusionPipeline, shape: tuple[int, ...], decode: Any):
-        super().__init__(pipe, shape)
 
     def decode(self, latents: Tensor) -> Tensor:
         self.busy = True

@@ -325,6 +325,19 @@ def test_no_black_picture():
         pipe("a dress", **SHORT)
 
 
+def test_zero_terminal_snr_runs_with_v_and_is_refused_with_epsilon():
+    options = tiny.SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    for prediction in ("v_prediction", "epsilon"):
+        pipe = tiny.sd(DDIMScheduler(**options, prediction_type=prediction))
+        with fcs_lab.constrained(pipe, inpainting(), inner_steps=1) as run:
+            if prediction == "epsilon":
+                with pytest.raises(ValueError, match=r"t = 999, where ᾱ_t = 0 and a network that predicts ε has no x̂_0"):
+                    pipe("a dress", **SHORT, output_type="latent")
+            else:
+                pipe("a dress", **SHORT, output_type="latent", generator=generators(0))
+                assert run.result.x0.isfinite().all()
+
+
 def test_other_tasks_go_through_the_decoder():
     pipe = tiny.sd(DDIMScheduler(**tiny.SD15, clip_sample=False))
     task = fcs_lab.SuperResolution(fcs_lab.downsample(picture(), 4), 4)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fcs_lab.constraints import Constraint
-from fcs_lab.directions import CountedDenoiser, Direction, Question, unit
+from fcs_lab.directions import Direction, Question, unit
 from fcs_lab.schedule import Schedule
 
 __all__ = ["State", "TraceEntry", "Watch", "check_finite"]
@@ -62,11 +63,20 @@ class State:
 Callback = Callable[[State, int, "int | float", dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
+class Counts(Protocol):
+    """Who answers the method's questions, as far as the trace is concerned: `CountedDenoiser`, or a call of a pipeline."""
+
+    forward: int
+    """Images that went through the network so far."""
+    dtype: torch.dtype
+    """What the network computes in."""
+
+
 class Watch:
     """Stands between Algorithm 1 and its task, its direction and its step, and writes down what passes.
 
     Args:
-        f: The denoiser, counted.
+        f: Who answers, and counts.
         task: The constraint, on the model's device; None: there is none.
         schedule: The run's.
         λ: For each timestep λ_1 … λ_K.
@@ -84,7 +94,7 @@ class Watch:
 
     def __init__(
         self,
-        f: CountedDenoiser,
+        f: Counts,
         task: Constraint | None,
         schedule: Schedule,
         λ: list[list[float]],

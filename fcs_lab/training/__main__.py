@@ -96,7 +96,7 @@ def _run_emoji(options: argparse.Namespace, common: dict) -> Path:
 
     from fcs_lab.training.emoji_pictures import held_out_concepts, read_pictures
 
-    cache = Path("runs") / "emoji" if options.out == Path("runs") / "emoji-classifier" else options.out
+    cache = Path("runs") / "emoji" if options.command == "emoji-classifier" else options.out
     pictures = read_pictures(options.data, cache, progress=common["progress"])
     pictures = pictures.without(set(held_out_concepts(pictures)))
     if options.command == "emoji-classifier":

@@ -171,7 +171,7 @@ def main(output: Path, repeats: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="interleaved runs of each (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each (%(default)s)")
     parser.add_argument("--peak", nargs=3, metavar=("MODEL", "DIRECTION", "BATCH"), help="only print one peak, in bytes")
     options = parser.parse_args()
     if options.peak:

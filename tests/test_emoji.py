@@ -76,7 +76,7 @@ def test_both_halves_with_and_without_a_prompt(model):
     for one in (model, model.with_prompt([name.rsplit(", ", 1)[0] for name in names], guidance_scale=2.5)):
         result = fcs_lab.sample(one, task, **options)
         known = [(x - images)[..., :30].square().mean() for x in (result.images, free.images)]
-        assert result.images.shape == (2, 3, 64, 64) and known[0] < known[1] / 4
+        assert result.images.shape == (2, 3, 64, 64) and known[0] < known[1] / 2
 
 
 def test_words_that_it_never_saw_are_named_once(model):

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
-from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, packing_of
+from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, network_of, packing_of
 from fcs_lab.sampler import Result, Settings, StepSize, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite
@@ -251,14 +250,12 @@ class _Call:
         self.space = space
 
     def begin(self, x: Tensor) -> None:
-        network = getattr(self.run.pipe, "unet", None)
-        network = self.run.pipe.transformer if network is None else network
+        network = network_of(self.run.pipe)
         # A quantised network has no floating dtype of its own; it computes in that of its inputs.
         self.dtype = network.dtype if network.dtype in FD_STEP else x.dtype
-        noise = partial(_noise_like, generator=self.generator)
         direction, eta = self.settings.direction_of(self.dtype), self.settings.eta_of(self.schedule)
         λ, trace_x0 = self.λ, self.run.trace_x0
-        self.watch = Watch(self, self.task, self.schedule, λ, direction, noise, eta, trace_x0, None)
+        self.watch = Watch(self, self.task, self.schedule, λ, direction, self.generator, eta, trace_x0, None)
         x = x.to(self.state_dtype, copy=True)
         watch = self.watch
         self.method = algorithm_1(x, self.schedule.timesteps, λ, watch.error, watch.direction, watch.step)
@@ -416,10 +413,6 @@ def _check_pipeline(pipe: object) -> None:
             raise ValueError(
                 f"pipe.{part} has a feature cache (is_cache_enabled), which changes it within a timestep: disable it"
             )
-
-
-def _noise_like(x: Tensor, generator: Any) -> Tensor:
-    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def _as_list(values: Any) -> list[float] | None:

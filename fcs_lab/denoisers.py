@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fcs_lab.schedule import is_flow
+from fcs_lab.schedule import check_scheduler, is_flow
 
 __all__ = [
     "Denoiser",
@@ -33,6 +33,7 @@ __all__ = [
     "frozen",
     "left_as_found",
     "levels_at",
+    "networks_of",
     "prediction_type_of",
 ]
 
@@ -269,8 +270,7 @@ def prediction_type_of(scheduler: SchedulerMixin) -> str:
         TypeError: `scheduler` is none of diffusers'.
         ValueError: It says anything else.
     """
-    if not isinstance(scheduler, SchedulerMixin):
-        raise TypeError(f"scheduler is {scheduler!r}; expected one of diffusers' schedulers, such as a DDIMScheduler")
+    check_scheduler(scheduler)
     if is_flow(scheduler):
         return "flow"
     prediction_type = scheduler.config.prediction_type

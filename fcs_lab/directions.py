@@ -29,6 +29,7 @@ __all__ = [
     "exact",
     "gradient",
     "identity",
+    "moves",
     "newton",
     "newton_jvp",
     "norm_inf",
@@ -138,11 +139,15 @@ def norm_inf(v: Tensor) -> Tensor:
     return v.flatten(1).abs().amax(1).reshape(-1, *[1] * (v.ndim - 1))
 
 
+def moves(d: Tensor, e: Tensor) -> Tensor:
+    """Whether each image is moved, (B, 1, 1, 1), bool: one without an error fits already and stays as it is."""
+    return (norm_inf(e) > 0) & (norm_inf(d) > 0)
+
+
 def unit(d: Tensor, e: Tensor) -> Tensor:
-    """d/‖d‖_∞ of each image; 0 where there is no direction, or no error: an image that fits already stays as it is."""
-    size = norm_inf(d)
-    moves = (norm_inf(e) > 0) & (size > 0)
-    return torch.where(moves, d / size.where(moves, 1), 0.0)
+    """d/‖d‖_∞ of each image; 0 where there is no direction, or no error."""
+    moved = moves(d, e)
+    return torch.where(moved, d / norm_inf(d).where(moved, 1), 0.0)
 
 
 def newton(x_t: Tensor, t: float, x0: Tensor, e: Tensor, *, fd_step: float) -> Generator[Question, Tensor, Tensor]:

@@ -46,6 +46,7 @@ __all__ = [
     "encode",
     "image_shape",
     "in_latents",
+    "network_of",
     "packing_of",
 ]
 
@@ -151,6 +152,12 @@ class LatentSpace:
             )
 
 
+def network_of(pipeline: DiffusionPipeline) -> nn.Module:
+    """A pipeline's denoising network: its U-Net or its transformer."""
+    unet = getattr(pipeline, "unet", None)
+    return pipeline.transformer if unet is None else unet
+
+
 @dataclass(frozen=True)
 class Packing:
     """How a family of pipelines keeps its latents in its loop."""
@@ -230,8 +237,7 @@ class LatentDenoiser(LatentSpace):
     @property
     def network(self) -> nn.Module:
         """The denoising network: the pipeline's U-Net or transformer."""
-        unet = getattr(self.pipeline, "unet", None)
-        return self.pipeline.transformer if unet is None else unet
+        return network_of(self.pipeline)
 
     @property
     def networks(self) -> list[nn.Module]:

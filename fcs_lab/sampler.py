@@ -177,16 +177,9 @@ def sample(
             task = task.to(model.device, dtype)
         if x_T is None:
             x_T = randn_tensor((batch_size, *shape), generator=generator, device=model.device, dtype=dtype)
-
-        def noise(x: Tensor) -> Tensor:
-            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
-        f, d, η = (
-            CountedDenoiser(model, direction == "gradient"),
-            settings.direction_of(model.dtype),
-            settings.eta_of(schedule),
-        )
-        watch = Watch(f, task, schedule, λ, d, noise, η, trace_x0, callback_on_step_end)
+        f, eta = CountedDenoiser(model, keep_graph=direction == "gradient"), settings.eta_of(schedule)
+        along = settings.direction_of(model.dtype)
+        watch = Watch(f, task, schedule, λ, along, generator, eta, trace_x0, callback_on_step_end)
         x = x_T.to(model.device, dtype, copy=True)
         method = algorithm_1(x, schedule.timesteps, λ, watch.error, watch.direction, watch.step)
         try:

@@ -16,7 +16,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
-__all__ = ["Schedule", "is_flow", "read_schedule", "same_levels"]
+__all__ = ["Schedule", "check_scheduler", "is_flow", "read_schedule", "same_levels"]
 
 SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Configurations whose timesteps are those of given noise-to-signal ratios σ = s/a."""
@@ -68,6 +68,16 @@ class Schedule:
         return x if sigma == 0 else x + sigma * z
 
 
+def check_scheduler(scheduler: object) -> None:
+    """That it is one of diffusers' schedulers.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not isinstance(scheduler, SchedulerMixin):
+        raise TypeError(f"scheduler is {scheduler!r}; expected one of diffusers' schedulers, such as a DDIMScheduler")
+
+
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether the scheduler is a rectified flow's, by its class or its configuration."""
     config = scheduler.config
@@ -102,8 +112,7 @@ def read_schedule(
         TypeError: `scheduler` is none of diffusers'.
         ValueError: Its configuration has a field that cannot be read here; or the timesteps do not fall, or lie outside.
     """
-    if not isinstance(scheduler, SchedulerMixin):
-        raise TypeError(f"scheduler is {scheduler!r}; expected one of diffusers' schedulers, such as a DDIMScheduler")
+    check_scheduler(scheduler)
     config = scheduler.config
     for field, harmless in UNREADABLE.items():
         if config.get(field, harmless) != harmless:
@@ -164,7 +173,7 @@ def _timesteps(
     if spacing == "leading":
         visited = [i * (T // N) + offset for i in reversed(range(N))]
     elif spacing == "linspace":
-        visited = [round(i * (T - 1) / max(N - 1, 1)) for i in reversed(range(N))] if N > 1 else [T - 1]
+        visited = [round(i * (T - 1) / (N - 1)) for i in reversed(range(N))] if N > 1 else [T - 1]
     elif spacing == "trailing":
         visited = [round(T - i * T / N) - 1 for i in range(N)]
     else:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fcs_lab.constraints import Constraint
-from fcs_lab.directions import Direction, Question, unit
+from fcs_lab.directions import Direction, Question, moves
 from fcs_lab.schedule import Schedule
 
 __all__ = ["State", "TraceEntry", "Watch", "check_finite"]
@@ -81,7 +82,7 @@ class Watch:
         schedule: The run's.
         λ: For each timestep λ_1 … λ_K.
         direction: The direction.
-        noise: x -> z of its shape, the fresh noise of a step.
+        generator: Draws the fresh noise of the steps: one, a list with one an image, or None.
         eta: η of the steps.
         trace_x0: Whether to keep x̂_0 of each timestep.
         callback: Called as (state, i, t, {"x_t": …, "x0": …}) after each timestep; a dict that it returns may replace
@@ -99,12 +100,12 @@ class Watch:
         schedule: Schedule,
         λ: list[list[float]],
         direction: Direction,
-        noise: Callable[[Tensor], Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
         eta: float,
         trace_x0: bool,
         callback: Callback | None,
     ):
-        self.f, self.task, self.schedule, self.λ, self.noise, self.eta = f, task, schedule, λ, noise, eta
+        self.f, self.task, self.schedule, self.λ, self.generator, self.eta = f, task, schedule, λ, generator, eta
         self._direction, self.trace_x0, self.callback = direction, trace_x0, callback
         self.state: State | None = None
         self.trace: list[TraceEntry] = []
@@ -123,7 +124,7 @@ class Watch:
     def direction(self, x: Tensor, t: float, x0: Tensor, e: Tensor) -> Generator[Question, Tensor, Tensor]:
         """The direction d, noted with the length of the step that is taken along it."""
         d = self._note("the direction d", (yield from self._direction(x, t, x0, e)))
-        length = self.λ[self.i][self._k] * unit(d, e).flatten(1).abs().amax(1)
+        length = self.λ[self.i][self._k] * moves(d, e).flatten().to(d)
         self._enter(self._cost, e, length)
         self._k += 1
         return d
@@ -136,7 +137,7 @@ class Watch:
             cost, e = self.task.cost_and_error(x0)
         self._enter(cost, e, cost.new_zeros(len(x0)), x0.cpu() if self.trace_x0 else None)
         σ = self.schedule.sigma(i, self.eta)
-        z = self.noise(x) if self.eta > 0 else None
+        z = randn_tensor(x.shape, self.generator, x.device, x.dtype) if self.eta > 0 else None
         x = self._note("the step to the next timestep", self.schedule.step(i, x, x0, σ, z))
         self._check()
         interrupt = self.state is not None and self.state.interrupt

@@ -21,7 +21,7 @@ from peft import LoraConfig
 
 import fcs_lab
 from fcs_lab import sampler
-from fcs_lab.latent import LatentInpainting, LatentSpace
+from fcs_lab.latent import LatentInpainting, LatentSpace, network_of
 from fcs_lab.zoo import WEIGHTS
 
 H, W, T, K = 32, 48, 3, 2  # height and width unequal
@@ -61,11 +61,6 @@ FAMILIES = {
     "Flux": (tiny.flux, embeddings, 1),
     "Flux, true guidance": (tiny.flux, both_embeddings, 2),
 }
-
-
-def network_of(pipe):
-    unet = getattr(pipe, "unet", None)
-    return pipe.transformer if unet is None else unet
 
 
 def picture(n=1, height=H, width=W):

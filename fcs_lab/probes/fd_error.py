@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_lab.checks import is_number
-from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32
+from fcs_lab.denoisers import Denoiser, Model, at_least_float32, networks_of
 from fcs_lab.directions import CountedDenoiser
 from fcs_lab.probes.jacobian import check_direction, check_point
 
@@ -82,7 +82,7 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
     twin = copy.deepcopy(denoiser.snapshot() if isinstance(denoiser, Model) else denoiser)
-    for network in as_model(twin).networks:
+    for network in networks_of(twin):
         nn.Module.to(network, dtype)  # diffusers' own `to` warns of modules to be kept in float32, also if there are none
         for module in network.modules():
             for switch in ("upcast_softmax", "upcast_attention"):

@@ -249,12 +249,11 @@ def move(
     *,
     scale: tuple[float, float] = (0.5, 1.1),
     shift: float = 0.5,
-    mirror: float = 0.5,
 ) -> Tensor:
-    """Each image (n, C, H, W) scaled, mirrored by chance, and moved by up to `shift`/2 of its size; 0 outside."""
+    """Each image (n, C, H, W) scaled, mirrored or not, and moved by up to `shift`/2 of its size; 0 outside."""
     n = len(images)
     zoom = 1 / (scale[0] + (scale[1] - scale[0]) * torch.rand(n, generator=generator))
-    flip = torch.where(torch.rand(n, generator=generator) < mirror, -1.0, 1.0)
+    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = zoom * flip, zoom
     theta[:, :, 2] = 2 * shift * (torch.rand(n, 2, generator=generator) - 0.5) * zoom[:, None]

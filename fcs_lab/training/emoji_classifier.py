@@ -118,7 +118,7 @@ def _accuracy(classifier: Classifier, pictures: Pictures, device: str | torch.de
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Moved, scaled, mirrored; of other brightness, contrast and tint; some blurred; with a little noise."""
     n = len(images)
-    x = move(1 - images, generator, scale=(0.75, 1.1), shift=0.25, mirror=0.5)  # so that what comes in is white
+    x = move(1 - images, generator, scale=(0.75, 1.1), shift=0.25)  # so that what comes in is white
     x = 1 - x
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -60,8 +59,6 @@ class LatentRecipe:
     """Of KL(q(z|x) ‖ N(0, I)), a latent number's mean, beside the pixels' mean absolute error."""
     l2_weight: float = 0.0
     """Of the pixels' mean squared error, beside the mean absolute one."""
-    min_snr: float | None = None
-    """γ of the loss's min-SNR weights (Hang et al. 2023); None: every timestep weighs the same."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +197,7 @@ def train_text_to_image(
             text = text_encoder(caption).last_hidden_state
             prediction = unet(scheduler.add_noise(x_0, noise, t), t, text).sample
         target = scheduler.get_velocity(x_0, noise, t) if velocity else noise
-        loss = (prediction.float() - target).square().flatten(1).mean(1)
-        if recipe.min_snr is not None:
-            snr = compute_snr(scheduler, t)
-            loss = loss * snr.clamp(max=recipe.min_snr) / (snr + 1 if velocity else snr)
-        return loss.mean()
+        return (prediction.float() - target).square().mean()
 
     def save(step: int) -> None:
         pipeline = StableDiffusionPipeline(

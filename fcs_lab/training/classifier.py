@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fcs_lab.classifier import Classifier
 from fcs_lab.data import scale
 
-__all__ = ["train_classifier"]
+__all__ = ["fit", "train_classifier"]
+
+
+def fit(
+    classifier: nn.Module,
+    loss_of: Callable[[], Tensor],
+    steps: int,
+    learning_rate: float,
+    *,
+    last: int | None = None,
+    what: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Minimise a loss with AdamW over one cycle of the learning rate, and put the classifier into evaluation mode.
+
+    Args:
+        classifier: What is trained.
+        loss_of: Draws a batch and returns its loss.
+        steps: Length of the cycle; `last` cuts it short.
+        what: Said by the progress bar.
+    """
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for _ in tqdm(range(steps if last is None else last), desc=what, unit="step", disable=not progress):
+        loss = loss_of()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    classifier.eval()
 
 
 def train_classifier(
@@ -45,23 +75,17 @@ def train_classifier(
     """
     torch.manual_seed(seed)
     classifier = Classifier().to(device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(min(steps, max_steps or steps)), unit="step", disable=not progress):
+
+    def loss_of() -> Tensor:
         batch = torch.randint(len(images), (batch_size,), generator=generator)
         dy, dx = torch.randint(-2, 3, (2,), generator=generator).tolist()
         x = images[batch].roll((dy, dx), (2, 3))
         if flip and torch.rand((), generator=generator) < 0.5:
             x = x.flip(3)
-        logits = classifier(x.to(device))
-        loss = torch.nn.functional.cross_entropy(logits, labels[batch].long().to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return torch.nn.functional.cross_entropy(classifier(x.to(device)), labels[batch].long().to(device))
 
-    classifier.eval()
+    fit(classifier, loss_of, steps, learning_rate, last=min(steps, max_steps or steps), progress=progress)
     with torch.no_grad():
         guesses = torch.cat([classifier(scale(part).to(device)).argmax(1).cpu() for part in test_images.split(500)])
     accuracy = (guesses == test_labels).float().mean().item()

@@ -18,6 +18,8 @@ from transformers import AddedToken, CLIPTokenizer
 from fcs_lab.data import on_white
 from fcs_lab.training.emoji_pictures import STYLES, Pictures
 from fcs_lab.training.latent import (
+    SMALL_AUTOENCODER,
+    STABLE_DIFFUSION_NOISE,
     LatentRecipe,
     Run,
     Stage,
@@ -44,19 +46,8 @@ class EmojiRecipe(LatentRecipe):
 
 
 EMOJI = EmojiRecipe(
-    vae={
-        "in_channels": 3,
-        "out_channels": 3,
-        "sample_size": 64,
-        "latent_channels": 4,
-        "block_out_channels": (32, 64, 96),
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "mid_block_add_attention": False,
-        "scaling_factor": 1.0,
-    },
+    vae=SMALL_AUTOENCODER
+    | {"in_channels": 3, "out_channels": 3, "sample_size": 64, "mid_block_add_attention": False, "scaling_factor": 1.0},
     unet={
         "sample_size": 16,
         "in_channels": 4,
@@ -76,16 +67,7 @@ EMOJI = EmojiRecipe(
         "num_attention_heads": 4,
         "max_position_embeddings": 24,
     },
-    scheduler={
-        "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "v_prediction",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    },
+    scheduler=STABLE_DIFFUSION_NOISE | {"prediction_type": "v_prediction"},
     vae_stage=Stage(steps=2600, batch_size=16, learning_rate=1e-3),
     decoder_stage=Stage(steps=2000, batch_size=16, learning_rate=5e-4, seed=1),
     latent_stage=Stage(

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from fcs_lab.classifier import EMOJI, Classifier
 from fcs_lab.data import EMOJI_CLASSES, on_white
+from fcs_lab.training.classifier import fit
 from fcs_lab.training.emoji import move
 from fcs_lab.training.emoji_pictures import Pictures
 from fcs_lab.training.latent import Run
@@ -83,23 +83,20 @@ def _train(
 ) -> Classifier:
     torch.manual_seed(seed)
     classifier = Classifier(**EMOJI).to(run.device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     labels = _labels(pictures)
     known, others = (labels < OTHER).nonzero()[:, 0], (labels == OTHER).nonzero()[:, 0]
     counts = ((known, batch_size - int(OTHERS_SHARE * batch_size)), (others, int(OTHERS_SHARE * batch_size)))
-    for _ in tqdm(range(steps), desc=what, unit="step", disable=not run.progress):
+
+    def loss_of() -> Tensor:
         batch = torch.cat([rows[torch.randint(len(rows), (n,), generator=generator)] for rows, n in counts])
         images = run.put(_augmented(on_white(pictures.rgba[batch]), generator))
         with run.autocast():
             logits = classifier(images)
-        loss = F.cross_entropy(logits.float(), labels[batch].to(run.device), label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return classifier.eval()
+        return F.cross_entropy(logits.float(), labels[batch].to(run.device), label_smoothing=0.05)
+
+    fit(classifier, loss_of, steps, learning_rate, what=what, progress=run.progress)
+    return classifier
 
 
 def _labels(pictures: Pictures) -> Tensor:

@@ -10,6 +10,8 @@ from transformers import CLIPTokenizer
 
 from fcs_lab.data import GARMENTS
 from fcs_lab.training.latent import (
+    SMALL_AUTOENCODER,
+    STABLE_DIFFUSION_NOISE,
     LatentRecipe,
     Run,
     Stage,
@@ -28,17 +30,7 @@ CAPTION_DROPOUT = 0.1
 """How often the caption is the empty one, so that there is a null prompt to guide away from."""
 
 FASHION = LatentRecipe(
-    vae={
-        "in_channels": 1,
-        "out_channels": 1,
-        "sample_size": 32,
-        "latent_channels": 4,
-        "block_out_channels": (32, 64, 96),
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-    },
+    vae=SMALL_AUTOENCODER | {"in_channels": 1, "out_channels": 1, "sample_size": 32},
     unet={
         "sample_size": 8,
         "in_channels": 4,
@@ -58,16 +50,7 @@ FASHION = LatentRecipe(
         "num_attention_heads": 4,
         "max_position_embeddings": 16,
     },
-    scheduler={
-        "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    },
+    scheduler=STABLE_DIFFUSION_NOISE | {"prediction_type": "epsilon"},
     vae_stage=Stage(steps=3000, batch_size=64, learning_rate=1e-3),
     latent_stage=Stage(steps=7000, batch_size=64, learning_rate=1e-3),
 )

@@ -25,7 +25,39 @@ from fcs_lab.zoo import quiet
 with quiet():  # this import asks transformers for an image processor
     from diffusers import StableDiffusionPipeline
 
-__all__ = ["LatentRecipe", "Run", "Stage", "byte_symbols", "encode_all", "train_autoencoder", "train_text_to_image"]
+__all__ = [
+    "SMALL_AUTOENCODER",
+    "STABLE_DIFFUSION_NOISE",
+    "LatentRecipe",
+    "Run",
+    "Stage",
+    "byte_symbols",
+    "encode_all",
+    "train_autoencoder",
+    "train_text_to_image",
+]
+
+
+SMALL_AUTOENCODER = {
+    "latent_channels": 4,
+    "block_out_channels": (32, 64, 96),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+"""What the bundled models' autoencoders have in common: about 1.6 million parameters, 4 latent channels, a factor of 4."""
+
+STABLE_DIFFUSION_NOISE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""Stable Diffusion's noise schedule; a recipe says what its network predicts."""
 
 
 @dataclass(frozen=True)

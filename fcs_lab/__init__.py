@@ -18,7 +18,7 @@ from fcs_lab.constraints import (
 from fcs_lab.data import load_digits, load_emoji, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
-from fcs_lab.latent import LatentDenoiser, LatentInpainting
+from fcs_lab.latent import LatentDenoiser, LatentInpainting, Layout
 from fcs_lab.layers import LayersResult, infer_layers
 from fcs_lab.sampler import Result, sample
 from fcs_lab.zoo import load
@@ -35,6 +35,7 @@ __all__ = [
     "LatentDenoiser",
     "LatentInpainting",
     "LayersResult",
+    "Layout",
     "LinearConstraint",
     "Result",
     "SuperResolution",

@@ -26,15 +26,13 @@ from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
-from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, network_of, packing_of
+from fcs_lab.families import family_of, what_it_takes
+from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
 from fcs_lab.sampler import Result, Settings, StepSize, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite
 
 __all__ = ["ConstrainedRun", "constrained"]
-
-OTHER_INPUTS = ("strength", "mask_image", "video", "num_frames", "audio", "audio_end_in_s", "audio_length_in_s")
-"""Arguments of a pipeline's call that tell that it does not go from text to an image."""
 
 
 @contextmanager
@@ -48,6 +46,7 @@ def constrained(
     fd_step: float | None = None,
     eta: float | None = None,
     trace_x0: bool = False,
+    layout: Layout | None = None,
 ) -> Iterator[ConstrainedRun]:
     """While this lasts, calls of a diffusers pipeline sample under a constraint (paper, Algorithm 1).
 
@@ -57,29 +56,34 @@ def constrained(
     run.result.to_pil()[0]
     ```
 
-    T' timesteps with K inner steps cost (2K + 1) T' evaluations: a pipeline's usual 50 with K = 5 are 550. The pipeline's
-    bar counts timesteps. `callback_on_step_end` is called at every evaluation; latents that it replaces are taken at the end
-    of a timestep and refused elsewhere. The pipeline's own `eta` has no effect. Afterwards, also after an exception,
-    everything is as it was.
+    T' timesteps with K inner steps cost (2K + 1) T' evaluations: a pipeline's usual 50 with K = 5 are 550. Models made for
+    few timesteps (Turbo, schnell, LCM) run as well; with 4 timesteps the picture has only 4 K updates in which to meet the
+    task, most of them where x_t is almost noise, so give them more inner steps. The pipeline's bar counts timesteps.
+    `callback_on_step_end` is called at every evaluation; latents that it replaces are taken at the end of a timestep and
+    refused elsewhere. The pipeline's own `eta` has no effect. Afterwards, also after an exception, everything is as it was.
 
     Args:
-        pipe: A text-to-image pipeline with a VAE: Stable Diffusion 1.x, 2.x, XL and 3, with or without ControlNet, and Flux.
+        pipe: A text-to-image pipeline with a VAE. Those of `fcs_lab.families` are proved; others are tried, with a warning.
         task: The constraint on the images, which is carried into the pipeline's latent space. None: none.
         method: "newton" (J e by a finite difference) or "identity" (e): what is made of evaluations only. A pipeline has no
             derivatives to give; `sample` has.
         inner_steps, step_size, fd_step, eta, trace_x0: As for `sample`. h follows the network's dtype.
+        layout: How the pipeline keeps its latents, where it cannot be told from the pipeline; see `Layout`.
 
     Yields:
         A `ConstrainedRun`, whose `result` is the last call's.
 
     Raises:
-        TypeError: `pipe` is not a text-to-image pipeline, or `task` no constraint.
+        TypeError: `pipe` is not a text-to-image pipeline, or `task` no constraint, or `layout` no `Layout`. In the
+            pipeline's call, before any evaluation: its latents have a layout that is not known.
         ValueError: A pipeline without a VAE, within another `constrained`, or with a feature cache; a method that takes
             derivatives; a scheduler whose levels cannot be read; a wrong setting. In the pipeline's call, before any
             evaluation: a task of another size, or with more images.
         FloatingPointError: In the pipeline's call: something is not finite; it is named.
     """
     _check_pipeline(pipe)
+    if layout is not None and not isinstance(layout, Layout):
+        raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
     if method not in EVALUATIONS:
         known = ", ".join(map(repr, EVALUATIONS))
@@ -89,9 +93,13 @@ def constrained(
                 f"{known}, or `fcs_lab.sample` with fcs_lab.load(…)"
             )
         raise ValueError(f"method is {method!r}; expected {known}")
-    run = ConstrainedRun(
-        pipe, task, trace_x0, direction=method, inner_steps=inner_steps, step_size=step_size, fd_step=fd_step, eta=eta
-    )
+    settings = {"direction": method, "inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
+    run = ConstrainedRun(pipe, task, trace_x0, layout, **settings)
+    if family_of(pipe) is None:
+        warnings.warn(
+            f"{type(pipe).__name__} is of no family that constrained(…) is proved with (fcs_lab.families); it is tried",
+            stacklevel=3,
+        )
     with ExitStack() as stack:
         _shadow(stack, pipe, "scheduler", _stand_in(pipe.scheduler, run))
         _shadow(stack, pipe, "prepare_latents", run._prepare_latents)
@@ -104,8 +112,10 @@ def constrained(
 class ConstrainedRun:
     """What `constrained` gives: the result of the pipeline's last call, once there was one."""
 
-    def __init__(self, pipe: DiffusionPipeline, task: Constraint | None, trace_x0: bool, **settings: Any):
-        self.pipe, self.task, self.trace_x0, self.settings = pipe, task, trace_x0, settings
+    def __init__(
+        self, pipe: DiffusionPipeline, task: Constraint | None, trace_x0: bool, layout: Layout | None, **settings: Any
+    ):
+        self.pipe, self.task, self.trace_x0, self.layout, self.settings = pipe, task, trace_x0, layout, settings
         self.scheduler, self.prediction_type = pipe.scheduler, prediction_type_of(pipe.scheduler)
         self.prepare_latents, self.decode = pipe.prepare_latents, pipe.vae.decode
         counts = settings["inner_steps"]
@@ -170,10 +180,13 @@ class ConstrainedRun:
             if not getattr(self.pipe, "_interrupt", False):
                 at = f"{call.n} of {len(call.index)} evaluations (denoising_end?)"
                 warnings.warn(f"the pipeline stopped after {at}; the picture is the last x̂_0", stacklevel=2)
-            z = call.space.unscaled(call.x0).to(z)
+            z = call.space.unscaled(call.x0).to(z).reshape(z.shape)
+        elif of_the_pipeline:
+            call.check_decoded(z)
         out = self.decode(z, *arguments, **options)
         if of_the_pipeline:
             images = out[0] if isinstance(out, tuple) else out.sample
+            images = images.squeeze(2) if images.ndim == 5 else images
             check_finite(images, self.pipe.vae.dtype)
             call.images = images.detach().to(at_least_float32(images.dtype))
         return out
@@ -181,7 +194,9 @@ class ConstrainedRun:
     def _watch_changes(self, stack: ExitStack) -> None:
         """Refuse by name what would change the network within a timestep, where J e would be garbage."""
 
-        def network(_: nn.Module, __: Any, options: dict[str, Any]) -> None:
+        def network(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            rows = arguments[0] if arguments else options.get("hidden_states", options.get("sample", ()))
+            self.call.asked.append(len(rows))
             if options.get("skip_layers") is not None:
                 raise ValueError(
                     "skip_guidance_layers is given; it makes the network another one within a timestep, and J e is then "
@@ -211,6 +226,8 @@ class _Call:
         self.images: Tensor | None = None
         self.bar: tqdm | None = None
         self.completed, self.forward, self.n = False, 0, 0
+        self.asked: list[int] = []
+        """The batch sizes of the network's calls since the last estimate."""
         self._held: dict[str, Any] = {}
 
     def visit(self, N: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> tuple[list[float], Schedule]:
@@ -232,8 +249,14 @@ class _Call:
     def enter(self, latents: Tensor, height: int | None, width: int | None, generator: Any) -> None:
         """The latent space of the pipeline's latents, and the task in it."""
         pipe = self.run.pipe
-        self.packing = packing_of(pipe, latents, height, width)
-        unpacked = self.packing.unpack(latents)
+        self.size = (height, width)
+        self.layout = self.run.layout or layout_of(pipe, latents)
+        unpacked = self.unpack(latents)
+        if unpacked.ndim != 4 or not torch.equal(self.layout.pack(unpacked), latents):
+            raise TypeError(
+                f"layout.unpack makes {tuple(unpacked.shape)} of latents {tuple(latents.shape)}, and layout.pack not these "
+                "again; expected (B, channels, height, width), and each the other's inverse"
+            )
         space = _Space(pipe, tuple(unpacked.shape[1:]))
         self.generator, self.state_dtype = generator, at_least_float32(latents.dtype)
         self.task = None if self.run.task is None else _carried(self.run.task, space, len(unpacked))
@@ -263,7 +286,7 @@ class _Call:
 
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send x̂_0 of the point that was evaluated, and return the next one, as the pipeline keeps its latents."""
-        x = self.packing.unpack(sample)
+        x = self.unpack(sample)
         if self.method is None:
             self.begin(x)
         elif sample is not self.handed and not torch.equal(sample, self.handed):
@@ -274,8 +297,10 @@ class _Call:
                 "channels (a learned variance is not cut off here)"
             )
         self.hold("guidance_scale", getattr(self.run.pipe, "_guidance_scale", None))
+        self.hold("guidance (such as cfg_trunc_ratio or cfg_truncation)", self.asked)
+        self.asked = []
         a, s = self.schedule.levels[self.index[self.n]]
-        output = self.packing.unpack(output).to(self.state_dtype)
+        output = self.unpack(output).to(self.state_dtype)
         self.x0 = self.watch.estimated(estimate_x0(self.run.prediction_type, x.to(self.state_dtype), output, a, s))
         self.forward, self.n = self.forward + len(x), self.n + 1
         try:
@@ -285,8 +310,23 @@ class _Call:
             self.completed = True
         if self.bar is not None:
             self.bar.update(self.watch.i - self.bar.n)
-        self.handed = self.packing.pack(self.point).to(sample.dtype)
+        self.handed = self.layout.pack(self.point).to(sample.dtype)
         return self.handed
+
+    def unpack(self, latents: Tensor) -> Tensor:
+        """Latents as the pipeline keeps them, as (B, c, h, w)."""
+        return self.layout.unpack(latents, *self.size)
+
+    def check_decoded(self, z: Tensor) -> None:
+        """Warn where the pipeline decodes something else than what was imposed on: its latents' scale is then not known."""
+        ours = self.space.unscaled(self.x0).to(z)
+        scale = ours.std() or 1
+        if ours.numel() != z.numel() or not (ours.reshape(z.shape) - z).abs().max() <= 0.1 * scale:
+            warnings.warn(
+                f"{type(self.run.pipe).__name__} scales its latents in a way that is not known here: the task was imposed "
+                "on other images than the pipeline decodes",
+                stacklevel=4,
+            )
 
     def hold(self, name: str, value: Any) -> None:
         """That a setting stays what it was at the first evaluation of this timestep."""
@@ -383,7 +423,7 @@ def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
     if task.shape is not None and tuple(task.shape) != tuple(expected):
         raise ValueError(
             f"the task's {what} are {tuple(task.shape)}; the pipeline makes {tuple(expected)} (channels, height, width): "
-            "pass it height= and width=, or resize the task's image"
+            "pass it height= and width= (and use_resolution_binning=False where it has that), or resize the task's image"
         )
     if task.batch_size not in (None, 1, B):
         raise ValueError(
@@ -395,12 +435,8 @@ def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
 def _check_pipeline(pipe: object) -> None:
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f"pipe is {pipe!r}; expected a diffusers pipeline from text to images")
-    name, takes = type(pipe).__name__, set(inspect.signature(type(pipe).__call__).parameters)
-    other = [argument for argument in OTHER_INPUTS if argument in takes]
-    if "image" in takes and "controlnet" not in pipe.components:
-        other.append("image")
-    if other or "prompt" not in takes or not hasattr(pipe, "prepare_latents"):
-        found = f"takes {', '.join(other)}" if other else "does not go from a prompt through latents"
+    name, found = type(pipe).__name__, what_it_takes(type(pipe))
+    if found is not None:
         raise TypeError(
             f"pipe is a {name}, which {found}; supported are pipelines from text to one image, whose loop starts from noise"
         )

@@ -40,14 +40,14 @@ __all__ = [
     "LatentDenoiser",
     "LatentInpainting",
     "LatentSpace",
-    "Packing",
+    "Layout",
     "check_base_model",
     "decode",
     "encode",
     "image_shape",
     "in_latents",
+    "layout_of",
     "network_of",
-    "packing_of",
 ]
 
 
@@ -62,7 +62,7 @@ class LatentSpace:
 
     def __init__(self, pipeline: DiffusionPipeline, shape: tuple[int, int, int], patch: int = 1):
         self.pipeline, self.shape = pipeline, shape
-        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.factor = pipeline.vae_scale_factor
         self.multiple = self.factor * patch  # of which image sizes are multiples
 
     @property
@@ -78,7 +78,8 @@ class LatentSpace:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that latents of `shape` are decoded to."""
-        return (self.vae.config.out_channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+        channels = self.vae.config.get("out_channels") or self.image_channels
+        return (channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to latents (B, c, H/factor, W/factor), float32 at least: the posterior's mode.
@@ -86,36 +87,49 @@ class LatentSpace:
         Raises:
             ValueError: Another number of channels, or a size that the VAE's factor does not divide.
         """
-        self.check_shape(images, "images", self.vae.config.in_channels, self.multiple)
+        self.check_shape(images, "images", self.image_channels, self.multiple)
         with self._autoencoder() as vae:
-            z = vae.encode(images.to(self.device, vae.dtype)).latent_dist.mode()
-        return self.scaled(z.to(at_least_float32(images.dtype)))
+            x = images.to(self.device, vae.dtype)
+            encoded = vae.encode(x.unsqueeze(2) if self._of_videos else x)
+        if "latent_dist" in encoded:
+            z = encoded.latent_dist.mode()
+        else:  # an autoencoder without a posterior; the two of diffusers name its output differently
+            z = encoded.latent if "latent" in encoded else encoded.latents
+        return self.scaled((z.squeeze(2) if self._of_videos else z).to(at_least_float32(images.dtype)))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
         self.check_shape(latents, "latents", self.shape[0], 1)
         z = self.unscaled(latents)
         with self._autoencoder() as vae:
-            images = vae.decode(z.to(self.device, vae.dtype), return_dict=False)[0]
-        return images.to(at_least_float32(latents.dtype))
+            z = z.to(self.device, vae.dtype)
+            images = vae.decode(z.unsqueeze(2) if self._of_videos else z, return_dict=False)[0]
+        return (images.squeeze(2) if self._of_videos else images).to(at_least_float32(latents.dtype))
 
     def scaled(self, z: Tensor) -> Tensor:
         """What the VAE calls z (B, c, h, w) as the network's latents: about zero, of about unit variance."""
         mean, std = self._statistics(z)
-        return (z - mean) * (self.vae.config.scaling_factor / std)
+        return (z - mean) / std
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) as the VAE's z."""
         mean, std = self._statistics(latents)
-        return latents * (std / self.vae.config.scaling_factor) + mean
+        return latents * std + mean
 
     def _statistics(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and deviation of z, by channel or for all, as the VAE's configuration has them beside its scaling factor."""
-        config = self.vae.config
+        """Mean and deviation of z, for all, by channel, or by cell of a patch: what the VAE has of these."""
+        vae, config = self.vae, self.vae.config
+        if hasattr(vae, "bn"):  # Flux 2: the running statistics of 2×2 patches
+            mean, std = vae.bn.running_mean, (vae.bn.running_var + config.batch_norm_eps).sqrt()
+            height, width = (side // 2 for side in z.shape[-2:])
+            each = (values.to(z).reshape(1, -1, 1, 1).expand(-1, -1, height, width) for values in (mean, std))
+            return tuple(map(self.pipeline._unpatchify_latents, each))
+        factor = config.get("scaling_factor") or 1.0
         means, stds = config.get("latents_mean"), config.get("latents_std")
         if means is None or stds is None:
-            return config.get("shift_factor") or 0.0, 1.0
-        return tuple(torch.tensor(values).to(z).reshape(1, -1, 1, 1) for values in (means, stds))
+            return config.get("shift_factor") or 0.0, 1.0 / factor
+        mean, std = (torch.tensor(values).to(z).reshape(1, -1, 1, 1) for values in (means, stds))
+        return mean, std / factor
 
     def carry(self, task: Constraint) -> Constraint:
         """The task as x̂_0 has to meet it in latent space: `LatentInpainting`, or else `Decoded`."""
@@ -134,6 +148,17 @@ class LatentSpace:
             finally:
                 if upcast:
                     vae.half()
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images that the VAE encodes."""
+        config = self.vae.config
+        return config.get("in_channels") or config.get("input_channels") or 3
+
+    @property
+    def _of_videos(self) -> bool:
+        """Whether the VAE is one of videos, to which an image is the only frame of one."""
+        return any(parameter.ndim == 5 for parameter in self.vae.parameters())
 
     def check_shape(self, x: Tensor, name: str, channels: int, multiple: int) -> None:
         """That x is (B, channels, height, width), height and width multiples of `multiple`.
@@ -159,36 +184,60 @@ def network_of(pipeline: DiffusionPipeline) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How a family of pipelines keeps its latents in its loop."""
+class Layout:
+    """How a family of pipelines keeps its latents in its loop: two functions, each the other's inverse.
 
-    unpack: Callable[[Tensor], Tensor]
-    """As it keeps them -> (B, c, h, w)."""
+    They only move numbers about, since x_T is white noise on either side. Scale and shift between these latents and those
+    that the VAE takes are read from the VAE itself.
+
+    ```python
+    def unpack(tokens, height, width):  # one token a latent cell, row by row
+        return tokens.transpose(1, 2).unflatten(2, (height // 8, width // 8))
+
+    layout = fcs_lab.Layout(unpack, pack=lambda z: z.flatten(2).transpose(1, 2))
+    ```
+    """
+
+    unpack: Callable[[Tensor, int, int], Tensor]
+    """(latents as the loop keeps them, the image's height, its width) -> (B, c, h, w), with the VAE's c, h and w.
+
+    512×1024 and 1024×512 often look alike once packed, so the image's size is told.
+    """
     pack: Callable[[Tensor], Tensor]
-    """(B, c, h, w) -> as it keeps them."""
+    """(B, c, h, w) -> latents as the loop keeps them."""
 
 
-def packing_of(pipeline: DiffusionPipeline, latents: Tensor, height: int | None, width: int | None) -> Packing:
-    """The layout of a pipeline's latents: (B, c, h, w) as they are, or packed 2×2 into tokens as Flux does.
-
-    512×1024 and 1024×512 look alike once packed, so the images' size has to be told.
+def layout_of(pipeline: DiffusionPipeline, latents: Tensor) -> Layout:
+    """The layout of a pipeline's latents: (B, c, h, w) as they are, or tokens of 2×2 patches as Flux and Flux 2 have them.
 
     Raises:
         TypeError: The latents have another layout.
     """
     if latents.ndim == 4:
-        return Packing(lambda x: x, lambda x: x)
-    if latents.ndim == 3 and hasattr(pipeline, "_unpack_latents") and hasattr(pipeline, "_pack_latents"):
-        factor = pipeline.vae_scale_factor
+        return Layout(lambda x, height, width: x, lambda z: z)
+    if latents.ndim == 3 and _has(pipeline, "_pack_latents", "_patchify_latents", "_unpatchify_latents"):
+        side = 2 * pipeline.vae_scale_factor
 
-        def unpack(x: Tensor) -> Tensor:
-            return pipeline._unpack_latents(x, height, width, factor)
+        def unpack_patches(x: Tensor, height: int, width: int) -> Tensor:
+            return pipeline._unpatchify_latents(x.transpose(1, 2).unflatten(2, (height // side, width // side)))
 
-        return Packing(unpack, lambda x: pipeline._pack_latents(x.contiguous(), *x.shape))
+        return Layout(unpack_patches, lambda z: pipeline._pack_latents(pipeline._patchify_latents(z.contiguous())))
+    if latents.ndim == 3 and _has(pipeline, "_pack_latents", "_unpack_latents"):
+
+        def unpack(x: Tensor, height: int, width: int) -> Tensor:
+            z = pipeline._unpack_latents(x, height, width, pipeline.vae_scale_factor)
+            return z.squeeze(2) if z.ndim == 5 else z  # the only frame of a video
+
+        return Layout(unpack, lambda z: pipeline._pack_latents(z.contiguous(), *z.shape))
     raise TypeError(
         f"the latents of {type(pipeline).__name__} have shape {tuple(latents.shape)}, a layout that is not known here; "
-        "expected (B, channels, height, width), or tokens with the pipeline's own _pack_latents and _unpack_latents"
+        "expected (B, channels, height, width), or tokens with the pipeline's own _pack_latents and _unpack_latents. "
+        "Pass constrained(…, layout=fcs_lab.Layout(unpack, pack))"
     )
+
+
+def _has(pipeline: DiffusionPipeline, *names: str) -> bool:
+    return all(hasattr(pipeline, name) for name in names)
 
 
 class LatentDenoiser(LatentSpace):
@@ -471,7 +520,7 @@ class LatentInpainting(LinearConstraint):
     def __init__(self, image: ImageLike, mask: MaskLike, model: LatentSpace, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
-        model.check_shape(masked, "image", model.vae.config.in_channels, model.multiple)
+        model.check_shape(masked, "image", model.image_channels, model.multiple)
         hidden = torch.nn.functional.max_pool2d(task.mask.float(), model.factor) > 0
         if bool(hidden.flatten(1).all(1).any()):
             raise ValueError(

@@ -59,6 +59,9 @@ EMOJI = EmojiRecipe(
         "cross_attention_dim": 128,
         "attention_head_dim": 6,
         "norm_num_groups": 16,
+        # The caption, pooled, also goes to every block beside the timestep: cross-attention sees only 8×8 cells.
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 4,
     },
     text_encoder={
         "hidden_size": 128,

@@ -32,7 +32,7 @@ from fcs_lab.sampler import Result, Settings, StepSize, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite
 
-__all__ = ["ConstrainedRun", "constrained"]
+__all__ = ["ConstrainedRun", "check_pipeline", "constrained"]
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def constrained(
             evaluation: a task of another size, or with more images.
         FloatingPointError: In the pipeline's call: something is not finite; it is named.
     """
-    _check_pipeline(pipe)
+    check_pipeline(pipe)
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
@@ -338,6 +338,11 @@ class _Call:
                 "constant"
             )
 
+    @property
+    def at_timestep_end(self) -> bool:
+        """Whether the last evaluation was a timestep's last."""
+        return self.completed or (self.n > 0 and self._starts_timestep())
+
     def _starts_timestep(self) -> bool:
         return self.n == 0 or self.index[self.n] != self.index[self.n - 1]
 
@@ -423,7 +428,8 @@ def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
     if task.shape is not None and tuple(task.shape) != tuple(expected):
         raise ValueError(
             f"the task's {what} are {tuple(task.shape)}; the pipeline makes {tuple(expected)} (channels, height, width): "
-            "pass it height= and width= (and use_resolution_binning=False where it has that), or resize the task's image"
+            "pass it height= and width= (and use_resolution_binning=False where it has that) or latents of that size, or "
+            "resize the task's image"
         )
     if task.batch_size not in (None, 1, B):
         raise ValueError(
@@ -432,7 +438,12 @@ def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
     return space.carry(task)
 
 
-def _check_pipeline(pipe: object) -> None:
+def check_pipeline(pipe: object) -> None:
+    """That it is a pipeline that `constrained` takes.
+
+    Raises:
+        TypeError, ValueError: It is not; see `constrained`.
+    """
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f"pipe is {pipe!r}; expected a diffusers pipeline from text to images")
     name, found = type(pipe).__name__, what_it_takes(type(pipe))

@@ -42,6 +42,7 @@ __all__ = [
     "LatentSpace",
     "Layout",
     "check_base_model",
+    "check_channels",
     "decode",
     "encode",
     "image_shape",
@@ -277,7 +278,8 @@ class LatentDenoiser(LatentSpace):
         self.prediction_type = prediction_type_of(scheduler)
         if scheduler.config.get("clip_sample"):
             self.scheduler = type(scheduler).from_config(scheduler.config, clip_sample=False)
-        size = config.sample_size
+        # Some configurations have no size; diffusers' own default is then 64 cells.
+        size = config.get("sample_size") or 64
         shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
         super().__init__(pipeline, shape, config.get("patch_size", 1))
         self._set_prompt(prompt, negative_prompt, guidance_scale)
@@ -444,28 +446,40 @@ class LatentDenoiser(LatentSpace):
         return self.network(x, t, encoder_hidden_states=text, return_dict=False, **conditions)[0]
 
 
+BASE = "such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def check_channels(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Whether the denoising network, by its configuration and the VAE's, takes the latents and nothing else.
+
+    Raises:
+        ValueError: It does not; a base model is named.
+    """
+    channels, latent_channels = network["in_channels"], vae["latent_channels"]
+    if channels != latent_channels:
+        raise ValueError(
+            f"the denoising network has {channels} input channels, the VAE {latent_channels} latent ones; "
+            f"expected as many: load a base model ({BASE}), not an inpainting, depth or upscaling one"
+        )
+
+
 def check_base_model(network: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     """Whether the denoising network, by its configuration and the VAE's, is one that the method can use.
 
     Raises:
         ValueError: It is not; a base model is named.
     """
-    base = "such as stable-diffusion-v1-5/stable-diffusion-v1-5"
-    channels, latent_channels = network["in_channels"], vae["latent_channels"]
-    if channels != latent_channels:
+    check_channels(network, vae)
+    channels, made = network["in_channels"], network.get("out_channels")
+    if made not in (None, channels):
         raise ValueError(
-            f"the denoising network has {channels} input channels, the VAE {latent_channels} latent ones; "
-            f"expected as many: load a base model ({base}), not an inpainting, depth or upscaling one"
-        )
-    if network.get("out_channels") not in (None, channels):
-        raise ValueError(
-            f"the denoising network has {network['out_channels']} output channels for {channels} input ones, as a "
-            f"learned variance needs (out_channels), which is not cut off here; load another base model ({base})"
+            f"the denoising network has {made} output channels for {channels} input ones, as a "
+            f"learned variance needs (out_channels), which is not cut off here; load another base model ({BASE})"
         )
     if network.get("time_cond_proj_dim") is not None:
         raise ValueError(
             "the denoising network had guidance distilled into it (time_cond_proj_dim), so that guidance_scale has no null "
-            f"prompt to guide away from; load a base model ({base})"
+            f"prompt to guide away from; load a base model ({BASE})"
         )
 
 

@@ -169,6 +169,8 @@ def _timesteps(
         own = type(scheduler).from_config(config)
         own.set_timesteps(N)
         return [int(t) for t in own.timesteps]
+    if not 1 <= N <= T:
+        raise ValueError(f"num_inference_steps is {N}; expected 1 to {T}, the model's timesteps")
     spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
     if spacing == "leading":
         visited = [i * (T // N) + offset for i in reversed(range(N))]

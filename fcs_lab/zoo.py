@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel, pipelines
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -27,7 +28,7 @@ from fcs_lab.schedule import is_flow
 
 T = TypeVar("T")
 
-__all__ = ["BUNDLED", "checkpoints", "load", "verify"]
+__all__ = ["BUNDLED", "checkpoints", "load", "load_pipeline", "verify"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -43,6 +44,12 @@ OWN_PIPELINES = {"FastConstrainedPipeline": "StableDiffusionPipeline"}
 """Those of this package, and the class of diffusers with the same parts."""
 
 
+NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+"""What judges finished images or conditions on others is not the denoiser's; the checker alone is 1.2 GB."""
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
 def load(
     name: str | Path,
     *,
@@ -51,17 +58,20 @@ def load(
     prompt: str | list[str] | None = None,
     negative_prompt: str | list[str] | None = None,
     guidance_scale: float | None = None,
+    variant: str | None = None,
+    config: str | Path | None = None,
 ) -> UNetDenoiser | LatentDenoiser:
     """A pre-trained model as a denoiser x̂_0(x_t, t).
 
     Args:
-        name: A bundled model ("mnist", "fashion", "emoji"), a folder in diffusers' layout, or a hub id such as
-            "stable-diffusion-v1-5/stable-diffusion-v1-5" or "google/ddpm-cat-256". Supported are unconditional pixel
-            models, and Stable Diffusion 1.x, 2.x, XL and 3.
+        name: A bundled model ("mnist", "fashion", "emoji"), a folder in diffusers' layout, a single .safetensors file of a
+            whole pipeline, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or "google/ddpm-cat-256".
+            Supported are unconditional pixel models, and Stable Diffusion 1.x, 2.x, XL and 3.
         device: Where it runs. None: CUDA if there is one, else the CPU.
         torch_dtype: The precision that the network runs in. None: float32.
         prompt, negative_prompt, guidance_scale: Of a text-conditional model; see `LatentDenoiser.with_prompt`, which
             changes them later. None: the null prompt, and for a prompt a guidance scale of 7.5.
+        variant, config: As for `load_pipeline`.
 
     Returns:
         The denoiser: a `LatentDenoiser` for a latent model. Its `scheduler` has the model's own noise schedule: a DDIM
@@ -73,45 +83,20 @@ def load(
             prompt for an unconditional model.
         OSError: Nothing of that name was found, or the hub cannot be reached.
     """
-    if not isinstance(name, str | Path) or not str(name):
-        raise TypeError(f"name is {name!r}; expected a bundled model's name, a folder, or a hub id")
     if torch_dtype is not None and not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
         raise TypeError(f"torch_dtype is {torch_dtype!r}; expected a floating-point torch.dtype")
     device = _check_device(device)
-    if str(name) in BUNDLED:
-        folder = WEIGHTS / str(name)
-        verify(folder)
-    else:
-        folder = Path(name)
-        if not folder.is_dir() and (isinstance(name, Path) or str(name).count("/") != 1 or str(name)[0] in "./~"):
-            raise OSError(f"there is no bundled model and no folder {str(name)!r}; {_offered()}")
-    source = folder if folder.is_dir() else str(name)
-    if isinstance(source, Path):
-        _check_folder(source)
-    index = _read(source, lambda: DiffusionPipeline.load_config(source))
-    kind = _check_index(name, index)
+    source, index = _look_up(name, config)
+    kind = _check_kind(name, index)
     if kind in PIXEL_PIPELINES:
-        for argument, value in (
-            ("prompt", prompt),
-            ("negative_prompt", negative_prompt),
-            ("guidance_scale", guidance_scale),
-        ):
+        text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+        for argument, value in text.items():
             if value is not None:
                 raise ValueError(f"{argument} is {value!r}, but {name} is an unconditional model; it takes no prompt")
-    # What judges finished images or conditions on others is not the denoiser's; the checker alone is 1.2 GB. And what the
-    # pipeline was saved without (often SD 3's T5), diffusers wants to be told again.
-    not_needed = ("safety_checker", "feature_extractor", "image_encoder")
-    left_out = {part: None for part, entry in index.items() if part in not_needed or entry == [None, None]}
-    pipeline = _read(
-        source,
-        lambda: getattr(diffusers, OWN_PIPELINES.get(kind, "DiffusionPipeline")).from_pretrained(
-            source,
-            dtype=torch_dtype or torch.float32,
-            use_safetensors=True,
-            **left_out,
-            **({"requires_safety_checker": False} if "safety_checker" in index else {}),
-        ),
-    )
+    left_out = {part: None for part in index if part in NOT_NEEDED}
+    if "safety_checker" in index:
+        left_out["requires_safety_checker"] = False
+    pipeline = _read_pipeline(source, index, config, dtype=torch_dtype or torch.float32, variant=variant, **left_out)
     scheduler = own_schedule(name, pipeline.scheduler)
     pipeline.to(device)
     for part in pipeline.components.values():
@@ -125,6 +110,91 @@ def load(
     if set(pipeline.components) != {"unet", "scheduler"} or not isinstance(unet, UNet2DModel):
         raise ValueError(f"{name} has {', '.join(pipeline.components)}; expected a UNet2DModel and a scheduler")
     return UNetDenoiser(unet, scheduler)
+
+
+def load_pipeline(
+    name: str | Path, *, variant: str | None = None, config: str | Path | None = None, **options: Any
+) -> DiffusionPipeline:
+    """A diffusers pipeline of any class, from safetensors alone, and without running code that came with it.
+
+    Args:
+        name: As for `load`.
+        variant: Of the weights' files, such as "fp16". None: those without, or, in a folder that has none such, its only
+            variant.
+        config: For a single file, a folder in diffusers' layout with the configurations (and the tokenizer) of a pipeline
+            of the same kind; weights that the file lacks are taken from there.
+        **options: As for `DiffusionPipeline.from_pretrained`: dtype, revision, token, a part such as vae=…, and so on.
+
+    Raises:
+        TypeError, ValueError, OSError: As for `load`; an option that would read pickles or run code.
+    """
+    for option, harmless in {"use_safetensors": True, "custom_pipeline": None, "trust_remote_code": None}.items():
+        if options.pop(option, harmless) not in (harmless, None):
+            raise ValueError(
+                f"{option} is given; only safetensors are loaded here, and no code that comes with a model is run"
+            )
+    source, index = _look_up(name, config, **{key: options[key] for key in HUB if key in options})
+    _check_parts(name, index)
+    return _read_pipeline(source, index, config, variant=variant, **options)
+
+
+HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+"""Options of reading from the hub."""
+
+
+def _look_up(name: str | Path, config: str | Path | None, **hub: Any) -> tuple[Path | str, dict[str, Any]]:
+    """Where a model is (a folder, a file, a hub id), and its model_index.json."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise TypeError(f"name is {name!r}; expected a bundled model's name, a folder, a .safetensors file, or a hub id")
+    if str(name) in BUNDLED:
+        path = WEIGHTS / str(name)
+        verify(path)
+    else:
+        path = Path(name)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            what = "pickled weights, which can run code when read and are refused" if path.suffix in PICKLED else "no model"
+            raise ValueError(f"{path} is {what}; expected a .safetensors file")
+        if config is None:
+            raise ValueError(
+                f"{path} is a single file, which lacks its pipeline's configuration: pass config=, a folder in diffusers' "
+                "layout of a pipeline of the same kind (its json files and its tokenizer)"
+            )
+        folder = Path(config)
+    else:
+        if config is not None:
+            raise ValueError(f"config is {str(config)!r}, but {name} is no single file; it has its own configuration")
+        folder = path
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} has no model_index.json; expected a folder that save_pretrained of a pipeline wrote")
+    elif path.is_file() or isinstance(name, Path) or str(name).count("/") != 1 or str(name)[0] in "./~":
+        what = f"config is {str(config)!r}, and there is no such folder" if path.is_file() else ""
+        raise OSError(what or f"there is no bundled model and no folder {str(name)!r}; {_offered()}")
+    source = path if path.exists() else str(name)
+    return source, _read(source, lambda: DiffusionPipeline.load_config(folder if folder.is_dir() else source, **hub))
+
+
+def _read_pipeline(
+    source: Path | str, index: dict[str, Any], config: str | Path | None, *, variant: str | None = None, **options: Any
+) -> DiffusionPipeline:
+
+    def kind() -> type[DiffusionPipeline]:
+        return getattr(diffusers, OWN_PIPELINES.get(index["_class_name"], index["_class_name"]))
+
+    # What the pipeline was saved without (often SD 3's T5), diffusers wants to be told again.
+    left_out = {part: None for part, entry in index.items() if isinstance(entry, list | tuple) and entry[0] is None}
+    options = left_out | options
+    parts = [part for part, entry in index.items() if isinstance(entry, list | tuple) and options.get(part, entry) is entry]
+    if isinstance(source, str):
+        return _read(source, lambda: kind().from_pretrained(source, use_safetensors=True, variant=variant, **options))
+    if source.is_file():
+        _check_weights(Path(config), parts, needed=False)
+        local = {"config": str(config), "local_files_only": True}
+        return _read(source, lambda: kind().from_single_file(str(source), **local, **options))
+    found = _check_weights(source, parts)
+    variant = found if variant is None else variant
+    return _read(source, lambda: kind().from_pretrained(source, use_safetensors=True, variant=variant, **options))
 
 
 def _check_device(device: str | torch.device | None) -> torch.device:
@@ -167,7 +237,9 @@ def own_schedule(name: str | Path, own: SchedulerMixin) -> SchedulerMixin:
 def _supported() -> str:
     return (
         "unconditional pixel pipelines (a UNet2DModel with a scheduler: DDPMPipeline, DDIMPipeline) and "
-        "Stable Diffusion 1.x, 2.x, XL and 3 (StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline)"
+        "Stable Diffusion 1.x, 2.x, XL and 3 (StableDiffusionPipeline, StableDiffusionXLPipeline, "
+        "StableDiffusion3Pipeline); for other text-to-image pipelines use fcs_lab.constrained (fcs_lab.zoo.load_pipeline "
+        "loads them)"
     )
 
 
@@ -206,20 +278,32 @@ def verify(folder: Path) -> None:
             )
 
 
-def _check_index(name: str | Path, index: dict[str, Any]) -> str:
-    """The pipeline's class, once it is supported and made of diffusers' and transformers' own parts."""
+def _check_kind(name: str | Path, index: dict[str, Any]) -> str:
+    """The pipeline's class, once it is one that `load` takes, made of diffusers' and transformers' own parts."""
     kind = index.get("_class_name")
     if isinstance(kind, str | None) and kind not in PIXEL_PIPELINES | LATENT_PIPELINES:
         raise ValueError(f"{name} is a {kind}; supported are {_supported()}")
+    _check_parts(name, index)
+    return kind
+
+
+def _check_parts(name: str | Path, index: dict[str, Any]) -> None:
+    """That a pipeline and its parts are diffusers' and transformers' own."""
+    if not isinstance(index.get("_class_name"), str | list | tuple):
+        raise ValueError(f"{name} is a {index.get('_class_name')}; expected a pipeline of diffusers")
     for part, entry in index.items():
         listed = isinstance(entry, list | tuple)  # (module, class), as a pipeline's class is if it is not diffusers' own
-        if listed and (part == "_class_name" or entry[0] not in (None, "diffusers", "transformers", "stable_diffusion")):
+        if listed and (part == "_class_name" or not _is_known(entry[0])):
             what = "its pipeline" if part == "_class_name" else part
             raise ValueError(
                 f"{name} comes with code of its own ({what} is {'.'.join(map(str, entry))}), which is not run; "
                 f"supported are {_supported()}"
             )
-    return kind
+
+
+def _is_known(library: object) -> bool:
+    """Whether a part comes from diffusers (also by the name of one of its pipelines' packages), or from transformers."""
+    return library in (None, "diffusers", "transformers") or (isinstance(library, str) and hasattr(pipelines, library))
 
 
 def _offered() -> str:
@@ -227,18 +311,27 @@ def _offered() -> str:
     return f"expected a bundled model ({bundled}), a folder in diffusers' layout, or a hub id 'owner/name'"
 
 
-def _check_folder(source: Path) -> None:
-    """That the folder is a pipeline's, with safetensors weights."""
-    if not (source / "model_index.json").is_file():
-        raise ValueError(f"{source} has no model_index.json; expected a folder that save_pretrained of a pipeline wrote")
-    if not list(source.rglob("*.safetensors")):
-        pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in source.rglob(suffix))
-        if pickled:
+NAME = re.compile(r"[\w-]+?(\.(?P<before>[A-Za-z][\w-]*?))?(-\d{5}-of-\d{5})?(\.(?P<after>[A-Za-z]\w*))?\.safetensors")
+"""A weights' file: its variant stands before or after the number of its part."""
+
+
+def _check_weights(folder: Path, parts: list[str], *, needed: bool = True) -> str | None:
+    """That the parts' weights in a folder are safetensors; the variant, if those of all are of one and the same."""
+    variants = set()
+    for part in parts:
+        files = sorted(path.name for path in (folder / part).glob("*"))
+        weights = [name for name in files if name.endswith(".safetensors")]
+        pickled = [name for name in files if name.endswith(PICKLED)]
+        if pickled and not weights:
             raise ValueError(
-                f"{source} has pickled weights ({', '.join(pickled)}), which can run code when read and are refused; "
-                "save them as safetensors (save_pretrained with safe_serialization=True)"
+                f"{folder} has pickled weights ({', '.join(pickled)}) of its {part}, which can run code when read and are "
+                "refused; save them as safetensors (save_pretrained with safe_serialization=True)"
             )
-        raise ValueError(f"{source} has no .safetensors weights")
+        found = {match["before"] or match["after"] for match in map(NAME.fullmatch, weights) if match}
+        variants |= {None} if None in found else found
+    if needed and not variants:
+        raise ValueError(f"{folder} has no .safetensors weights")
+    return variants.pop() if len(variants) == 1 else None
 
 
 def _read(source: str | Path, read: Callable[[], T]) -> T:

@@ -1,9 +1,11 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import tiny_pipelines as tiny
 import torch
 from conftest import tiny_unet
 from diffusers import (
@@ -15,9 +17,12 @@ from diffusers import (
     PNDMPipeline,
     PNDMScheduler,
 )
+from safetensors.torch import save_file
 
 import fcs_lab
 from fcs_lab import zoo
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.pipelines import FastConstrainedPipeline
 
 
 @pytest.fixture
@@ -108,6 +113,163 @@ def test_pickled_weights_are_refused(saved):
     torch.save(tiny_unet().state_dict(), unet / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pickled weights \(diffusion_pytorch_model.bin\).*refused"):
         fcs_lab.load(saved)
+
+
+@pytest.fixture
+def sd():
+    return tiny.sd(DDIMScheduler(**tiny.SD15, clip_sample=False))
+
+
+def same(one, other):
+    """Whether two pipelines' networks have the same weights."""
+    for part in ("unet", "vae", "text_encoder"):
+        a, b = (getattr(pipe, part).float().state_dict() for pipe in (one, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), part
+
+
+@pytest.mark.parametrize("also_plain", [False, True])
+def test_a_variant_is_found_and_may_be_asked_for(tmp_path, sd, also_plain):
+    sd.to(torch.float16).save_pretrained(tmp_path, variant="fp16")
+    same(fcs_lab.load(tmp_path, device="cpu").pipeline, sd)
+    if also_plain:  # others without a variant, beside
+        tiny.sd(unet=tiny.unet()).save_pretrained(tmp_path)
+    same(fcs_lab.load(tmp_path, device="cpu", variant="fp16").pipeline, sd)
+    assert FastConstrainedPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16).dtype == torch.float16
+    with pytest.raises(ValueError, match=r"cannot be read.*bf16"):
+        fcs_lab.load(tmp_path, variant="bf16")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files(tmp_path, sd, variant):
+    sd.save_pretrained(tmp_path, max_shard_size="20KB", variant=variant)
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
+    same(fcs_lab.load(tmp_path, device="cpu").pipeline, sd)
+
+
+def original_layout(pipe):
+    """The weights of a Stable Diffusion pipeline by the names that its authors gave them, which single files have."""
+
+    def replaced(key, rules):
+        for pattern, to in rules.items():
+            key = re.sub(pattern, to, key)
+        return key
+
+    def index(kind, column, first):
+        return lambda match: f"{kind}.{first + 2 * int(match[1]) + int(match[2])}.{column}"
+
+    around = {
+        r"^down_blocks\.(\d)\.resnets\.(\d)": index("input_blocks", 0, 1),
+        r"^down_blocks\.(\d)\.attentions\.(\d)": index("input_blocks", 1, 1),
+        r"^down_blocks\.(\d)\.downsamplers\.(0)\.conv": lambda match: f"input_blocks.{2 + 2 * int(match[1])}.0.op",
+        r"^up_blocks\.(\d)\.resnets\.(\d)": index("output_blocks", 0, 0),
+        r"^up_blocks\.(\d)\.attentions\.(\d)": index("output_blocks", 1, 0),
+        r"^up_blocks\.(\d)\.upsamplers\.0\.conv": lambda match: f"output_blocks.{2 * int(match[1]) + 1}.1.conv",
+        r"^conv_in": "input_blocks.0.0",
+        r"^time_embedding\.linear_1": "time_embed.0",
+        r"^time_embedding\.linear_2": "time_embed.2",
+        r"^conv_norm_out": "out.0",
+        r"^conv_out": "out.2",
+        r"^mid_block\.resnets\.0": "middle_block.0",
+        r"^mid_block\.attentions\.0": "middle_block.1",
+        r"^mid_block\.resnets\.1": "middle_block.2",
+    }
+    of_blocks = {
+        r"\.norm1\.": ".in_layers.0.",
+        r"\.conv1\.": ".in_layers.2.",
+        r"\.time_emb_proj\.": ".emb_layers.1.",
+        r"\.norm2\.": ".out_layers.0.",
+        r"\.conv2\.": ".out_layers.3.",
+        r"\.conv_shortcut\.": ".skip_connection.",
+    }
+    of_vae = {
+        r"^encoder\.down_blocks\.(\d)\.resnets": r"encoder.down.\1.block",
+        r"^encoder\.down_blocks\.(\d)\.downsamplers\.0\.conv": r"encoder.down.\1.downsample.conv",
+        r"^decoder\.up_blocks\.(\d)\.resnets": lambda match: f"decoder.up.{2 - int(match[1])}.block",
+        r"^decoder\.up_blocks\.(\d)\.upsamplers\.0\.conv": lambda match: f"decoder.up.{2 - int(match[1])}.upsample.conv",
+        r"mid_block\.resnets\.(\d)": lambda match: f"mid.block_{int(match[1]) + 1}",
+        r"mid_block\.attentions\.0": "mid.attn_1",
+        r"\.group_norm\.": ".norm.",
+        r"\.to_([qkv])\.": r".\1.",
+        r"\.to_out\.0\.": ".proj_out.",
+        r"\.conv_norm_out\.": ".norm_out.",
+        r"\.conv_shortcut\.": ".nin_shortcut.",
+    }
+    weights = {}
+    for key, value in pipe.unet.state_dict().items():
+        key = replaced(key, around)
+        key = key if "transformer_blocks" in key else replaced(key, of_blocks)
+        weights[f"model.diffusion_model.{key}"] = value
+    weights |= {f"first_stage_model.{replaced(key, of_vae)}": value for key, value in pipe.vae.state_dict().items()}
+    text = "cond_stage_model.transformer.text_model."
+    weights |= {text + key.removeprefix("text_model."): value for key, value in pipe.text_encoder.state_dict().items()}
+    return {key: value.contiguous() for key, value in weights.items()}
+
+
+def test_a_single_file(tmp_path, sd):
+    sd.save_pretrained(tmp_path / "configs")
+    for weights in (tmp_path / "configs").rglob("*.safetensors"):
+        weights.unlink()
+    file = tmp_path / "all.safetensors"
+    save_file(original_layout(sd), file)
+    with pytest.raises(
+        ValueError, match=r"all.safetensors is a single file, .*: pass config=, a folder in diffusers' layout"
+    ):
+        fcs_lab.load(file)
+    with pytest.raises(OSError, match=r"config is .*there is no such folder"):
+        fcs_lab.load(file, config=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"config is .* is no single file"):
+        fcs_lab.load(tmp_path / "configs", config=tmp_path / "configs")
+    same(fcs_lab.load(file, config=tmp_path / "configs", device="cpu").pipeline, sd)
+    same(FastConstrainedPipeline.from_pretrained(file, config=tmp_path / "configs"), sd)
+    for name, content in {"all.ckpt": "is pickled weights, which can run code", "all.txt": "is no model"}.items():
+        (tmp_path / name).write_bytes(b"0")
+        with pytest.raises(ValueError, match=content):
+            fcs_lab.load(tmp_path / name, config=tmp_path / "configs")
+
+
+def test_pickled_weights_of_one_part_are_refused_however_it_is_loaded(tmp_path, sd):
+    sd.save_pretrained(tmp_path)
+    vae = tmp_path / "vae"
+    (vae / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(sd.vae.state_dict(), vae / "diffusion_pytorch_model.bin")
+    for load in (fcs_lab.load, zoo.load_pipeline, FastConstrainedPipeline.from_pretrained):
+        with pytest.raises(ValueError, match=r"pickled weights \(diffusion_pytorch_model.bin\) of its vae.*refused"):
+            load(tmp_path)
+    sd.vae.save_pretrained(vae)  # beside safetensors a pickle is not looked at
+    same(zoo.load_pipeline(tmp_path), sd)
+    for option in ({"use_safetensors": False}, {"custom_pipeline": "other/code"}, {"trust_remote_code": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is given; only safetensors are loaded here"):
+            zoo.load_pipeline(tmp_path, **option)
+
+
+def test_a_configuration_without_a_size(tmp_path, sd):
+    sd.unet.register_to_config(sample_size=None)
+    sd.save_pretrained(tmp_path)
+    model = fcs_lab.load(tmp_path, device="cpu")
+    assert model.shape == (4, 64, 64)
+    task = fcs_lab.Inpainting(torch.zeros(1, 3, 32, 48), torch.arange(48).expand(32, 48) > 20)
+    assert fcs_lab.sample(model, task, num_inference_steps=2, inner_steps=1, progress=False).images.shape == (1, 3, 32, 48)
+
+
+def test_compiled_networks(sd):
+    task = fcs_lab.Inpainting(torch.zeros(1, 3, 32, 32), torch.arange(32).expand(32, 32) > 15)
+    options = {"num_inference_steps": 2, "inner_steps": 1, "progress": False}
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            sd.unet, sd.vae = (torch.compile(part, backend="eager") for part in (sd.unet, sd.vae))
+        model = LatentDenoiser(sd, sd.scheduler, "a dress", None, 2.0)
+        found.append(fcs_lab.sample(model, task, generator=torch.Generator().manual_seed(0), **options).x0)
+    assert torch.allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny.flux, tiny.pixart, tiny.sana], ids=["flux", "pixart", "sana"])
+def test_other_families_are_sent_to_constrained(tmp_path, make):
+    pipe = make()
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"is a {type(pipe).__name__}; .* use fcs_lab.constrained"):
+        fcs_lab.load(tmp_path)
+    assert type(zoo.load_pipeline(tmp_path)) is type(pipe)
 
 
 def test_misspelt_names_say_what_there_is(tmp_path):

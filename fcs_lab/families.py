@@ -27,24 +27,58 @@ class Family:
     calls: int = 1
     """Of the network for one guided estimate: 1 where both branches go in one batch."""
     note: str = ""
+    example: str = ""
+    """A model of this kind on the hub; none could be fetched to try."""
 
 
 FAMILIES = (
-    Family("Stable Diffusion 1.x, 2.x", ("StableDiffusionPipeline",), note="LoRA, LCM, AutoencoderTiny too"),
+    Family(
+        "Stable Diffusion 1.x, 2.x",
+        ("StableDiffusionPipeline",),
+        note="LoRA, LCM, AutoencoderTiny too",
+        example="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
     Family("Stable Diffusion + ControlNet", ("StableDiffusionControlNetPipeline",)),
-    Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), note="Turbo too"),
-    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline",)),
-    Family("PixArt-Σ", ("PixArtSigmaPipeline",), note="`use_resolution_binning=False`"),
-    Family("Sana", ("SanaPipeline",), note="`use_resolution_binning=False`"),
-    Family("AuraFlow", ("AuraFlowPipeline",)),
-    Family("Lumina 2", ("Lumina2Pipeline",), calls=2, note="a `cfg_trunc_ratio` that falls within a timestep is refused"),
-    Family("CogView 4", ("CogView4Pipeline",), calls=2),
-    Family("Flux 1", ("FluxPipeline",), calls=2, note="schnell too; two calls with `true_cfg_scale`, else one"),
-    Family("Chroma", ("ChromaPipeline",), calls=2),
-    Family("Flux 2", ("Flux2Pipeline",), note="guidance is distilled"),
-    Family("Flux 2 Klein", ("Flux2KleinPipeline",), calls=2),
-    Family("Qwen-Image", ("QwenImagePipeline",), calls=2),
-    Family("Z-Image", ("ZImagePipeline",), note="`cfg_truncation` too"),
+    Family(
+        "Stable Diffusion XL",
+        ("StableDiffusionXLPipeline",),
+        note="Turbo too",
+        example="stabilityai/stable-diffusion-xl-base-1.0",
+    ),
+    Family("Stable Diffusion 3", ("StableDiffusion3Pipeline",), example="stabilityai/stable-diffusion-3-medium-diffusers"),
+    Family(
+        "PixArt-Σ",
+        ("PixArtSigmaPipeline",),
+        note="`use_resolution_binning=False`",
+        example="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    ),
+    Family(
+        "Sana",
+        ("SanaPipeline",),
+        note="`use_resolution_binning=False`",
+        example="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    ),
+    Family("AuraFlow", ("AuraFlowPipeline",), example="fal/AuraFlow"),
+    Family(
+        "Lumina 2",
+        ("Lumina2Pipeline",),
+        calls=2,
+        note="a `cfg_trunc_ratio` that falls within a timestep is refused",
+        example="Alpha-VLLM/Lumina-Image-2.0",
+    ),
+    Family("CogView 4", ("CogView4Pipeline",), calls=2, example="THUDM/CogView4-6B"),
+    Family(
+        "Flux 1",
+        ("FluxPipeline",),
+        calls=2,
+        note="schnell too; two calls with `true_cfg_scale`, else one",
+        example="black-forest-labs/FLUX.1-schnell",
+    ),
+    Family("Chroma", ("ChromaPipeline",), calls=2, example="lodestones/Chroma1-HD"),
+    Family("Flux 2", ("Flux2Pipeline",), note="guidance is distilled", example="black-forest-labs/FLUX.2-dev"),
+    Family("Flux 2 Klein", ("Flux2KleinPipeline",), calls=2, example="black-forest-labs/FLUX.2-klein-base-9B"),
+    Family("Qwen-Image", ("QwenImagePipeline",), calls=2, example="Qwen/Qwen-Image"),
+    Family("Z-Image", ("ZImagePipeline",), note="`cfg_truncation` too", example="Tongyi-MAI/Z-Image-Turbo"),
 )
 """Proved: an unmodified pipeline, tiny and random, in float32 and bfloat16, of images that are not square, its network's
 calls counted, everything as it was afterwards."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
@@ -21,7 +21,7 @@ from fcs_lab.directions import EVALUATIONS
 from fcs_lab.families import family_of, takes_a_callback, takes_an_interrupt, what_it_takes
 from fcs_lab.inpainting_inputs import Preparation, processor
 from fcs_lab.latent import Decoded, LatentDenoiser, LatentInpainting, check_channels, network_of
-from fcs_lab.sampler import Result, State, StepSize, sample
+from fcs_lab.sampler import Result, StepSize, sample
 from fcs_lab.zoo import load_pipeline, own_schedule, quiet
 
 with quiet():  # this import asks transformers for an image processor
@@ -97,7 +97,9 @@ class FastConstrainedPipeline:
         Keywords are diffusers': other parts (safety_checker=None), or a dtype; without one it stays as it is.
         """
         if isinstance(pipeline, DiffusionPipeline) and what_it_takes(type(pipeline)) is not None:
-            with suppress(ValueError):  # there may be none of its family; what it takes is said below
+            with suppress(ValueError), quiet():  # there may be none of its family; what it takes is said below
+                from diffusers import AutoPipelineForText2Image  # which imports every pipeline there is
+
                 pipeline = AutoPipelineForText2Image.from_pipe(pipeline)
         if kwargs:
             if "torch_dtype" not in kwargs:
@@ -183,7 +185,8 @@ class FastConstrainedPipeline:
             callback_on_step_end_tensor_inputs: Those that the pipeline has, and "x0" (x̂_0, to look at).
             constraint: Any constraint of fcs_lab, instead of `image` and `mask_image`.
             inner_steps, step_size, fd_step: As for `fcs_lab.sample`.
-            direction: "newton" or "identity"; for Stable Diffusion (1.x, 2.x, XL, 3) any of `sample`'s.
+            direction: "newton" or "identity"; for Stable Diffusion (1.x, 2.x, XL, 3) any of `sample`'s, which then does the
+                work: with prompts, guidance, generators and latents, and nothing else.
             keep_known: Put the known pixels back, exactly.
 
         Returns:
@@ -237,7 +240,7 @@ class FastConstrainedPipeline:
         if direction in EVALUATIONS:
             result, latents = self._constrained(constraint, direction, settings, asked, names)
         else:
-            result, latents = self._sampled(constraint, direction, settings, asked, names)
+            result, latents = self._sampled(constraint, direction, settings, asked)
         if output_type == "latent":
             output, nsfw = latents, None
         else:
@@ -269,50 +272,30 @@ class FastConstrainedPipeline:
         return result, run.call.layout.pack(result.x0).to(network_of(self.pipeline).dtype)
 
     def _sampled(
-        self, task: Constraint, direction: str, settings: dict[str, Any], asked: dict[str, Any], names: Sequence[str]
+        self, task: Constraint, direction: str, settings: dict[str, Any], asked: dict[str, Any]
     ) -> tuple[Result, Tensor]:
         """By `sample`, where the direction takes derivatives of the network."""
         pipe, family = self.pipeline, family_of(self.pipeline)
         if family is None or family.name not in DIFFERENTIABLE:
+            known = ", ".join(map(repr, EVALUATIONS))
             raise ValueError(
-                f"direction is {direction!r}; expected {', '.join(map(repr, EVALUATIONS))}: a {type(pipe).__name__} has no "
-                "derivatives to give"
+                f"direction is {direction!r}; expected {known}: a {type(pipe).__name__} has no derivatives to give"
             )
         height, width, each = (asked.pop(name) for name in ("height", "width", "num_images_per_prompt"))
-        callback, steps = asked.pop("callback_on_step_end", None), asked.pop("num_inference_steps")
-        generator, latents = asked.pop("generator", None), asked.pop("latents", None)
         scale = asked.pop("guidance_scale", inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default)
-        text = [asked.pop(name, None) for name in ("prompt", "negative_prompt")]
-        embeddings = [asked.pop(name, None) for name in ("prompt_embeds", "negative_prompt_embeds")]
+        prompts, negative = asked.pop("prompt", None), asked.pop("negative_prompt", None)
+        steps, generator, x_T = asked.pop("num_inference_steps"), asked.pop("generator", None), asked.pop("latents", None)
         if asked:
             raise ValueError(f"{next(iter(asked))} is given, which cannot be honoured with direction {direction!r}")
-        text = [_repeat(one, each) for one in (text if embeddings[0] is None else embeddings)]
-        scale = max(float(scale), 1.0)  # in diffusers' pipelines no guidance is 1 or less
+        prompts = [prompt for prompt in ([prompts] if isinstance(prompts, str) else prompts) for _ in range(each)]
+        guided = scale > 1  # as diffusers' pipelines have it
         model = LatentDenoiser(
-            pipe, own_schedule("the pipeline", pipe.scheduler), text[0], text[1] if scale > 1 else None, scale
+            pipe, own_schedule("the pipeline", pipe.scheduler), prompts, negative if guided else None, scale if guided else 1
         )
         model.shape = (model.shape[0], height // model.factor, width // model.factor)
-
-        def on_step(state: State, i: int, t: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            seen = {"latents": state.x_t, "x0": state.x0}
-            changed = callback(self, i, torch.as_tensor(t), {name: seen[name] for name in names}) or {}
-            state.interrupt = getattr(pipe, "_interrupt", False)
-            return {"x_t": changed.get("latents", state.x_t)}
-
-        pipe._interrupt = False
-        bar = getattr(pipe, "_progress_bar_config", {})
-        result = sample(
-            model,
-            task,
-            num_inference_steps=steps,
-            direction=direction,
-            **settings,
-            batch_size=len(text[0]) if isinstance(text[0], list | Tensor) else None,
-            generator=generator,
-            x_T=latents,
-            callback_on_step_end=on_step if callback is not None else None,
-            progress=not bar.get("disable", False),
-        )
+        settings |= {"num_inference_steps": steps, "direction": direction, "generator": generator, "x_T": x_T}
+        progress = not getattr(pipe, "_progress_bar_config", {}).get("disable", False)
+        result = sample(model, task, **settings, batch_size=len(prompts), progress=progress)
         return result, result.x0.to(model.dtype)
 
     def _size(self, height: int | None, width: int | None, constraint: Constraint | None) -> tuple[int, int]:
@@ -360,14 +343,3 @@ def _each_timestep(
         return {name: value for name, value in changed.items() if name != "x0"}
 
     return called
-
-
-def _repeat(text: str | list[str] | Tensor | None, each: int) -> str | list[str] | Tensor | None:
-    """Each prompt or embedding `each` times in a row."""
-    if text is None or each == 1:
-        return text
-    return (
-        text.repeat_interleave(each, 0)
-        if isinstance(text, Tensor)
-        else [one for one in ([text] if isinstance(text, str) else text) for _ in range(each)]
-    )

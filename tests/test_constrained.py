@@ -29,7 +29,9 @@ import fcs_lab
 from fcs_lab import families, sampler
 from fcs_lab.families import FAMILIES as PROVED
 from fcs_lab.families import family_of, takes_an_interrupt
+from fcs_lab.forecast import forecast
 from fcs_lab.latent import LatentInpainting, LatentSpace, network_of
+from fcs_lab.widgets import FamilyMenu
 from fcs_lab.zoo import WEIGHTS
 
 F32 = torch.float32
@@ -687,3 +689,29 @@ def test_h_follows_the_networks_dtype(monkeypatch):
         with fcs_lab.constrained(pipe, inpainting(), inner_steps=1):
             pipe("a dress", **SHORT, output_type="latent")
         assert asked[-1] == dtype
+
+
+@pytest.mark.parametrize(("family", "calls"), [("SD 1.x", 1), ("Lumina 2", 2)])
+def test_what_a_run_takes_is_told_before_it(family, calls):
+    _, make, arguments, _ = FAMILIES[family]
+    pipe = make()
+    before = attributes(pipe)
+    counted, size = count_calls(pipe), {"height": H, "width": W}
+    told = forecast(pipe, **arguments(), **size, num_inference_steps=20, inner_steps=5)
+    assert len(counted) == 2 * calls and attributes(pipe)[:2] == before[:2]
+    assert (told.evaluations, told.calls, told.peak) == (220, calls, None) and told.seconds > 0
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    parameters = 4 * sum(p.numel() for part in networks for p in part.parameters())
+    assert parameters <= told.weights < 1.02 * parameters  # and a few buffers
+    assert f"220 evaluations, {'one call' if calls == 1 else '2 calls'} of the network each" in str(told)
+    assert forecast(pipe, **arguments(), **size, num_inference_steps=4, inner_steps=2, method="identity").evaluations == 12
+    with pytest.raises(ValueError, match="inner_steps is -1"):
+        forecast(pipe, **arguments(), inner_steps=-1)
+
+
+def test_the_menu_of_families():
+    menu = FamilyMenu()
+    for name, family in menu.family.options.items():
+        menu.family.value = family
+        assert (family.example or "of yours") in menu.code and "fcs_lab.constrained(pipe, task)" in menu.shown.value
+        assert compile(menu.code, name, "exec")

@@ -1,12 +1,14 @@
 """Jupyter widgets: paint a mask, press Run, look at what the sampler does. Needs ipywidgets and anywidget."""
 
 from fcs_lab.widgets.canvas import MaskPainter, PixelPicker, ScribblePainter
+from fcs_lab.widgets.families import FamilyMenu
 from fcs_lab.widgets.inpainting import InpaintingLab
 from fcs_lab.widgets.jacobian import JacobianLab
 from fcs_lab.widgets.layers import LayersLab
 from fcs_lab.widgets.super_resolution import SuperResolutionLab
 
 __all__ = [
+    "FamilyMenu",
     "InpaintingLab",
     "JacobianLab",
     "LayersLab",

@@ -7,7 +7,7 @@ import numbers
 
 from torch import Tensor
 
-__all__ = ["check_count", "describe", "is_int", "is_number"]
+__all__ = ["check_count", "describe", "is_int", "is_number", "refuse_meta"]
 
 
 def is_int(value: object) -> bool:
@@ -33,4 +33,17 @@ def check_count(name: str, value: object, least: int) -> int:
 
 def describe(value: object) -> str:
     """What was found, for an error message: a tensor by its shape and dtype."""
-    return f"a tensor of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…, a {type(value).__name__}"
+
+
+def refuse_meta(name: str, x: Tensor) -> None:
+    """That a tensor has values.
+
+    Raises:
+        ValueError: It is on the device "meta".
+    """
+    if x.is_meta:
+        raise ValueError(f"{name} is on the device 'meta', where tensors have no values; expected one that has")

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fcs_lab.contexts import ordinary
 from fcs_lab.data import EMOJI_CLASSES
 from fcs_lab.zoo import WEIGHTS, verify
 
@@ -44,6 +45,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images).flatten(1))
 
 
+@ordinary()
 def load_classifier(
     name: Literal["digits", "garments", "emoji"] = "digits", device: str | torch.device = "cpu"
 ) -> Classifier:

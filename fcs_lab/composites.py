@@ -11,6 +11,7 @@ from scipy.ndimage import binary_dilation, binary_fill_holes
 from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
+from fcs_lab.contexts import ordinary
 from fcs_lab.data import GARMENTS, example_images, load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, as_model
 
@@ -36,6 +37,7 @@ class Composites:
     """The classes of the layers, (B, K), int64."""
 
 
+@ordinary()
 def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
     """Where pictures on a background of −1 are opaque: (N, C, H, W) -> (N, H, W), bool.
 
@@ -55,6 +57,7 @@ def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
     return torch.from_numpy(np.stack(shape)).to(images.device)
 
 
+@ordinary()
 def make_composites(
     images: Tensor,
     labels: Tensor,
@@ -143,6 +146,7 @@ PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
 """What `example_images` of an RGB model shows."""
 
 
+@ordinary()
 def example_composites(model: Denoiser, count: int, num_layers: int, seed: int = 0) -> tuple[Composites, list[list[str]]]:
     """Composites to try a model on: digits, garments if it takes prompts; for an RGB model photographs seen through discs.
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1, plan
-from fcs_lab.constraints import Constraint
+from fcs_lab.constraints import Constraint, for_channels
+from fcs_lab.contexts import computes_in, ordinary
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
 from fcs_lab.families import family_of, what_it_takes
@@ -226,10 +227,13 @@ class _Call:
         self.images: Tensor | None = None
         self.bar: tqdm | None = None
         self.completed, self.forward, self.n = False, 0, 0
+        self.autocast: torch.dtype | None = None
+        """What the pipeline's loop computes in, where that is within torch.autocast."""
         self.asked: list[int] = []
         """The batch sizes of the network's calls since the last estimate."""
         self._held: dict[str, Any] = {}
 
+    @ordinary()
     def visit(self, N: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> tuple[list[float], Schedule]:
         """The timesteps of all evaluations of a run of N timesteps, or of those that are given."""
         own = {"timesteps": _as_list(timesteps), "sigmas": _as_list(sigmas), "mu": mu}
@@ -246,6 +250,7 @@ class _Call:
         self.schedule = schedule
         return [schedule.timesteps[i] for i in self.index], schedule
 
+    @ordinary()
     def enter(self, latents: Tensor, height: int | None, width: int | None, generator: Any) -> None:
         """The latent space of the pipeline's latents, and the task in it."""
         pipe = self.run.pipe
@@ -275,7 +280,7 @@ class _Call:
     def begin(self, x: Tensor) -> None:
         network = network_of(self.run.pipe)
         # A quantised network has no floating dtype of its own; it computes in that of its inputs.
-        self.dtype = network.dtype if network.dtype in FD_STEP else x.dtype
+        self.dtype = self.autocast or (network.dtype if network.dtype in FD_STEP else x.dtype)
         direction, eta = self.settings.direction_of(self.dtype), self.settings.eta_of(self.schedule)
         λ, trace_x0 = self.λ, self.run.trace_x0
         self.watch = Watch(self, self.task, self.schedule, λ, direction, self.generator, eta, trace_x0, None)
@@ -284,6 +289,7 @@ class _Call:
         self.method = algorithm_1(x, self.schedule.timesteps, λ, watch.error, watch.direction, watch.step)
         self.point, _ = next(self.method)
 
+    @ordinary()
     def step(self, output: Tensor, sample: Tensor) -> Tensor:
         """Send x̂_0 of the point that was evaluated, and return the next one, as the pipeline keeps its latents."""
         x = self.unpack(sample)
@@ -396,7 +402,9 @@ def _stand_in(scheduler: SchedulerMixin, run: ConstrainedRun) -> SchedulerMixin:
             visited, schedule = run._set_timesteps(num_inference_steps, timesteps, sigmas, mu)
             self.num_inference_steps = len(schedule.timesteps)
             self.timesteps = torch.tensor(visited, device=device, dtype=torch.float32 if schedule.flow else torch.int64)
-            self.sigmas = torch.tensor([s for i in run.call.index for _, s in [schedule.levels[i]]] + [0.0], device=device)
+            self.sigmas = torch.tensor(
+                [s for i in run.call.index for _, s in [schedule.levels[i]]] + [0.0], device=device, dtype=torch.float32
+            )
 
         def scale_model_input(self, sample, timestep=None):
             return sample
@@ -405,6 +413,7 @@ def _stand_in(scheduler: SchedulerMixin, run: ConstrainedRun) -> SchedulerMixin:
             pass
 
         def step(self, model_output, timestep, sample, return_dict=True, **_):
+            run.call.autocast = computes_in(None, sample.device)
             x = run.call.step(model_output, sample)
             return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 
@@ -424,6 +433,7 @@ def _shadow(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 def _carried(task: Constraint, space: LatentSpace, B: int) -> Constraint:
     """The task in the latent space, once its size and number are known to be the pipeline's."""
     latent = isinstance(task, LatentInpainting | Decoded)
+    task = task if latent else for_channels(task, space.image_shape[0])
     expected, what = (space.shape, "latents") if latent else (space.image_shape, "images")
     if task.shape is not None and tuple(task.shape) != tuple(expected):
         raise ValueError(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fcs_lab.checks import describe, is_int
-from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
+from fcs_lab.contexts import ordinary, own_copy
+from fcs_lab.images import ImageLike, MaskLike, to_channels, to_mask, to_tensor
 
 __all__ = [
     "Blur",
@@ -28,6 +29,7 @@ __all__ = [
     "SuperResolution",
     "blur",
     "downsample",
+    "for_channels",
     "upsample",
 ]
 
@@ -66,6 +68,14 @@ class ConstraintBase:
     def finish(self, images: Tensor) -> Tensor:
         return images
 
+    def with_channels(self, channels: int) -> Constraint:
+        """The task for a model whose images have so many channels: itself, unless grey and RGB images are alike to it.
+
+        Raises:
+            ValueError: It describes colour, and the model makes grey images.
+        """
+        return self
+
     def cost(self, x0: Tensor) -> Tensor:
         """C(x̂_0) of each image: (B, C, H, W) -> (B,)."""
         return self.cost_and_error(x0)[0]
@@ -88,6 +98,7 @@ class LinearConstraint(ConstraintBase):
         ValueError: y is not finite, or A and A_adjoint are not each other's transpose (tried on random vectors).
     """
 
+    @ordinary()
     def __init__(self, A: Callable[[Tensor], Tensor], A_adjoint: Callable[[Tensor], Tensor], y: Tensor):
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
             raise TypeError(f"y is {describe(y)}; expected a floating-point tensor (B, …)")
@@ -96,6 +107,7 @@ class LinearConstraint(ConstraintBase):
         self.A, self.A_adjoint = A, A_adjoint
         self._measure(y)
 
+    @ordinary()
     def _measure(self, y: Tensor) -> None:
         """Take y, once A and A_adjoint (methods, in a subclass) are usable."""
         self.y = y
@@ -105,10 +117,10 @@ class LinearConstraint(ConstraintBase):
     def _image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what A takes, once ⟨A u, v⟩ = ⟨u, Aᵀ v⟩ holds on random u and v."""
         generator = torch.Generator().manual_seed(0)
-        v = torch.randn(self.y.shape, generator=generator).to(self.y)
+        v = torch.randn(self.y.shape, generator=generator, dtype=torch.float32).to(self.y)
         pulled = self.A_adjoint(v)
         # u leans towards Aᵀ v: for two independent random vectors both products would be near zero.
-        noise = torch.randn(pulled.shape, generator=generator).to(pulled)
+        noise = torch.randn(pulled.shape, generator=generator, dtype=torch.float32).to(pulled)
         u = pulled / pulled.norm().clamp_min(1e-12) + noise / noise.norm()
         pushed = self.A(u)
         if pushed.shape != self.y.shape:
@@ -125,12 +137,24 @@ class LinearConstraint(ConstraintBase):
                 setattr(moved, name, value.to(device, dtype if value.is_floating_point() else None))
         return moved
 
+    @ordinary()
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         residual = self.y - self.A(x0)
         return residual.square().flatten(1).sum(1) / 2, self.A_adjoint(residual)
 
 
-class Inpainting(LinearConstraint):
+class _EachChannel(LinearConstraint):
+    """A task that treats the channels alike, so that a grey image may be an RGB model's."""
+
+    def with_channels(self, channels: int) -> _EachChannel:
+        if self.shape[0] == channels:
+            return self
+        other = copy.copy(self)
+        other._measure(to_channels(self.y, channels, "the task's image"))
+        return other
+
+
+class Inpainting(_EachChannel):
     """Fill in the masked pixels of an image: A x = known ⊙ x, so e = known ⊙ (y − x̂_0).
 
     Args:
@@ -144,6 +168,7 @@ class Inpainting(LinearConstraint):
             or out of range.
     """
 
+    @ordinary()
     def __init__(self, image: ImageLike, mask: MaskLike):
         image, mask = to_tensor(image), to_mask(mask)
         if image.shape[-2:] != mask.shape[-2:]:
@@ -166,7 +191,7 @@ class Inpainting(LinearConstraint):
     A_adjoint = A
 
 
-class _Filter(LinearConstraint):
+class _Filter(_EachChannel):
     """A x = Σ_r D_h[r] x D_w[r]ᵀ: what a kernel does along the columns and the rows of an image, one term if separable."""
 
     D_h: Tensor
@@ -196,6 +221,7 @@ class Blur(_Filter):
             `to_tensor` refuses.
     """
 
+    @ordinary()
     def __init__(self, image: ImageLike, kernel: Tensor | np.ndarray):
         y = to_tensor(image, limit=BEYOND)
         if isinstance(kernel, str):
@@ -221,6 +247,7 @@ class SuperResolution(_Filter):
             `to_tensor` refuses.
     """
 
+    @ordinary()
     def __init__(self, low_res: ImageLike, factor: int, kernel: Kernel = "bicubic"):
         _check_factor(factor)
         y = to_tensor(low_res, "low_res", limit=BEYOND)
@@ -240,6 +267,7 @@ class Colorization(LinearConstraint):
         ValueError: It has more than one channel, or is one that `to_tensor` refuses.
     """
 
+    @ordinary()
     def __init__(self, grey: ImageLike):
         y = to_tensor(grey, "grey", limit=BEYOND)
         if y.shape[1] != 1:
@@ -254,6 +282,13 @@ class Colorization(LinearConstraint):
         return self.weights * y
 
 
+def for_channels(task: Constraint, channels: int) -> Constraint:
+    """The task for a model whose images have so many channels; see `ConstraintBase.with_channels`."""
+    fits = task.shape is None or task.shape[0] == channels
+    return task if fits or not hasattr(task, "with_channels") else task.with_channels(channels)
+
+
+@ordinary()
 def blur(images: ImageLike, kernel: Tensor | np.ndarray) -> Tensor:
     """A x of `Blur`: images (B, C, H, W) convolved with the kernel, of the same size.
 
@@ -264,6 +299,7 @@ def blur(images: ImageLike, kernel: Tensor | np.ndarray) -> Tensor:
     return Blur(x, kernel).A(x)
 
 
+@ordinary()
 def downsample(images: ImageLike, factor: int, kernel: Kernel = "bicubic") -> Tensor:
     """A x of `SuperResolution`: images (B, C, H, W) reduced to (B, C, H/factor, W/factor), not clipped.
 
@@ -278,6 +314,7 @@ def downsample(images: ImageLike, factor: int, kernel: Kernel = "bicubic") -> Te
     return SuperResolution(small, factor, kernel).A(x)
 
 
+@ordinary()
 def upsample(images: ImageLike, factor: int) -> Tensor:
     """Images (B, C, H, W) enlarged to (B, C, factor·H, factor·W) by bicubic interpolation, clipped to [-1, 1].
 
@@ -370,6 +407,7 @@ class CostConstraint(ConstraintBase):
     batch_size: int | None = None
     shape: tuple[int, ...] | None = None
 
+    @ordinary()
     def __init__(self, fn: Callable[[Tensor], Tensor]):
         if not callable(fn):
             raise TypeError(f"fn is {describe(fn)}; expected a function of x̂_0")
@@ -378,10 +416,19 @@ class CostConstraint(ConstraintBase):
     def to(self, device: torch.device, dtype: torch.dtype) -> CostConstraint:
         return self
 
+    @ordinary()
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x0 = x0.detach().requires_grad_()
-            cost = self.cost(x0)
+            x0 = own_copy(x0.detach()).requires_grad_()
+            try:
+                cost = self.cost(x0)
+            except RuntimeError as error:
+                if "Inference tensors" not in str(error):
+                    raise
+                raise ValueError(
+                    "fn uses tensors that were made inside torch.inference_mode, which cannot be differentiated: make them "
+                    "outside of it, or clone them there"
+                ) from error
             if not cost.requires_grad:
                 raise ValueError(
                     "fn's cost does not depend differentiably on x̂_0; expected torch operations on its argument"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import struct
@@ -24,8 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fcs_lab.checks import is_int
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model
-from fcs_lab.images import to_tensor
+from fcs_lab.images import read_image, to_tensor
 
 __all__ = [
     "EMOJI_CLASSES",
@@ -101,6 +101,7 @@ FASHION_MNIST = _Source(
 )
 
 
+@ordinary()
 def load_digits(count: int = 256) -> tuple[Tensor, Tensor]:
     """The first `count` of the 256 bundled MNIST test digits.
 
@@ -116,6 +117,7 @@ def load_digits(count: int = 256) -> tuple[Tensor, Tensor]:
     return _load_bundled(BUNDLED_DIGITS, count)
 
 
+@ordinary()
 def load_garments(count: int = 256) -> tuple[Tensor, Tensor]:
     """The first `count` of the 256 bundled Fashion-MNIST test garments; as `load_digits`.
 
@@ -132,6 +134,7 @@ def _load_bundled(path: Path, count: int) -> tuple[Tensor, Tensor]:
     return scale(bundled["images"][:count]), bundled["labels"][:count].long()
 
 
+@ordinary()
 def load_emoji(count: int = 256, *, split: Literal["test", "settings"] = "test") -> tuple[Tensor, Tensor, list[str]]:
     """The first `count` bundled pictures of concepts that no bundled model was trained on, on white.
 
@@ -171,6 +174,7 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 """Colour photographs that come with scikit-image, in the public domain or CC0."""
 
 
+@ordinary()
 def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     """Images to try a model on, of its own size and channels.
 
@@ -219,6 +223,7 @@ def scale(images: Tensor) -> Tensor:
     return images[:, None].float() / 127.5 - 1
 
 
+@ordinary()
 def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """MNIST from its idx files, padded to 32×32.
 
@@ -237,14 +242,16 @@ def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"]
     return _read_split(MNIST, folder, split)
 
 
+@ordinary()
 def read_fashion_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """Fashion-MNIST, which has MNIST's format and sizes; arguments, results and errors as for `read_mnist`."""
     return _read_split(FASHION_MNIST, folder, split)
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
+@ordinary()
 def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
     """CIFAR-10's images, or any others, for training.
 
@@ -297,7 +304,7 @@ def _read_npz(path: Path, size: int) -> Tensor:
             if content.dtype != np.uint8 or len(offset) < 2 or (np.diff(offset) <= 0).any() or offset[-1] > len(content):
                 raise ValueError(f"{path} is damaged: offset does not mark out files within jpeg ({len(content)} bytes)")
             parts = [content[start:end].tobytes() for start, end in itertools.pairwise(offset)]
-            images = [_read_image(io.BytesIO(part), f"image {i} of {path}", size) for i, part in enumerate(parts)]
+            images = [_read_image(part, f"image {i} of {path}", size) for i, part in enumerate(parts)]
             return _from_bytes(torch.stack(images))
         pixels = [array for array in map(arrays.__getitem__, arrays) if array.dtype == np.uint8 and array.ndim == 4]
     if len(pixels) != 1 or pixels[0].shape[1:] != (size, size, 3):
@@ -305,12 +312,9 @@ def _read_npz(path: Path, size: int) -> Tensor:
     return _from_bytes(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2))
 
 
-def _read_image(file: Path | io.BytesIO, name: str, size: int, fit: bool = False) -> Tensor:
+def _read_image(file: Path | bytes, name: str, size: int, fit: bool = False) -> Tensor:
     """One image, (3, size, size), uint8."""
-    try:
-        image = Image.open(file).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{name} is not an image that can be read: {error}") from error
+    image = read_image(file, name).convert("RGB")
     if fit and image.size != (size, size):
         image = ImageOps.fit(image, (size, size))
     if image.size != (size, size):

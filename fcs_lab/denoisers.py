@@ -7,6 +7,7 @@ what the lab asks of a model besides (`Model`): its images, its prompts, its lat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fcs_lab.contexts import ordinary
 from fcs_lab.schedule import check_scheduler, is_flow
 
 __all__ = [
@@ -359,6 +361,7 @@ class GaussianMixtureDenoiser:
         ValueError: Shapes that do not agree, covariances that are not positive semi-definite, weights not positive.
     """
 
+    @ordinary()
     def __init__(
         self,
         means: Tensor,
@@ -382,16 +385,18 @@ class GaussianMixtureDenoiser:
             raise ValueError(f"covariances has shape {tuple(covariances.shape)}; expected (), ({K},) or ({K}, {D}, {D})")
         if self.spectrum.min() < -1e-9 * self.spectrum.abs().max():
             raise ValueError(f"covariances has a negative eigenvalue ({self.spectrum.min():.3g}); expected none")
-        weights = torch.ones(K) if weights is None else weights
+        weights = self.means.new_ones(K) if weights is None else weights
         if weights.shape != (K,) or not bool((weights > 0).all()):
             raise ValueError(f"weights is {weights}; expected {K} positive numbers")
         self.log_weights = (weights / weights.sum()).log().to(self.means)
 
+    @ordinary()
     def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         _check_shape(self, x_t)
         probabilities, component_means, _ = self._posterior(x_t, t)
         return torch.einsum("bk,bkd->bd", probabilities, component_means).reshape(x_t.shape)
 
+    @ordinary()
     def covariance(self, x_t: Tensor, t: int) -> Tensor:
         """Cov[x_0 | x_t], (B, D, D): within the components plus between them."""
         _check_shape(self, x_t)
@@ -434,6 +439,7 @@ class IdealDenoiser:
         scheduler: As for `GaussianMixtureDenoiser`.
     """
 
+    @ordinary()
     def __init__(self, data: Tensor, scheduler: SchedulerMixin | None = None):
         if data.ndim < 2 or len(data) == 0 or not data.is_floating_point():
             raise ValueError(f"data has shape {tuple(data.shape)} and dtype {data.dtype}; expected floating (N, C, H, W)")
@@ -441,6 +447,7 @@ class IdealDenoiser:
         self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
         self.data = data.flatten(1)
 
+    @ordinary()
     def probabilities(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         """p(x_0 = data_i | x_t), (B, N)."""
         alpha_bar = alpha_bar_at(self, t, x_t).reshape(-1, 1)
@@ -448,10 +455,12 @@ class IdealDenoiser:
         fit = alpha_bar.sqrt() * (x_t.flatten(1) @ self.data.T) - alpha_bar / 2 * self.data.square().sum(1)
         return torch.softmax(fit / (1 - alpha_bar), dim=-1)
 
+    @ordinary()
     def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
         _check_shape(self, x_t)
         return (self.probabilities(x_t, t) @ self.data).reshape(x_t.shape)
 
+    @ordinary()
     def covariance(self, x_t: Tensor, t: int) -> Tensor:
         """Cov[x_0 | x_t], (B, D, D)."""
         _check_shape(self, x_t)
@@ -465,6 +474,10 @@ class IdealDenoiser:
         return alpha_bar.sqrt() / (1 - alpha_bar) * self.covariance(x_t, t)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Which attention runs is a setting of the process: a thread that turned it back would stop another's forward mode."""
+
+
 @contextmanager
 def forward_mode(denoiser: Denoiser) -> Iterator[None]:
     """While this lasts, `torch.func.jvp` works through the denoiser's diffusers network; afterwards all is as it was.
@@ -474,6 +487,7 @@ def forward_mode(denoiser: Denoiser) -> Iterator[None]:
     """
     networks = networks_of(denoiser)
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(left_as_found(networks))  # not within a transformed function, where torch refuses it
         for network in networks:
             for module in network.modules():

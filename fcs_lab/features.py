@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from fcs_lab.checks import describe, is_int, is_number
 from fcs_lab.constraints import CostConstraint
+from fcs_lab.contexts import ordinary
 from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
 
 __all__ = ["CLIP", "CLIPFeatures", "class_guidance", "gram", "load_clip", "silhouette", "style"]
@@ -28,6 +29,7 @@ CLIP = "openai/clip-vit-base-patch16"
 """The paper's feature extractor for style, CLIP ViT-B/16, on the hub."""
 
 
+@ordinary()
 def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence[int] | Tensor) -> CostConstraint:
     """An image that the classifier takes for the class: C = −log p(label | x̂_0).
 
@@ -60,6 +62,7 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
     return _for_images(cost, len(labels))
 
 
+@ordinary()
 def gram(features: Tensor) -> Tensor:
     """The Gram matrix of feature maps, which says what features there are together, and not where.
 
@@ -78,6 +81,7 @@ def gram(features: Tensor) -> Tensor:
     return flat @ flat.mT / flat.shape[2]
 
 
+@ordinary()
 def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostConstraint:
     """An image in the style of another: C = ½‖G(x̂_0) − G(reference)‖²_F, with G the Gram matrix of the features.
 
@@ -106,6 +110,7 @@ def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostCon
     return _for_images(cost, len(wanted))
 
 
+@ordinary()
 def silhouette(mask: MaskLike, *, threshold: float = -0.8, softness: float = 0.1) -> CostConstraint:
     """A bright object on a dark background, of the given outline; what it looks like inside is left to the model.
 
@@ -178,6 +183,7 @@ class CLIPFeatures(nn.Module):
         return tokens.mT.unflatten(2, (side, side))
 
 
+@ordinary()
 def load_clip(
     name: str | Path = CLIP,
     *,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fcs_lab.checks import is_number
 from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, LinearConstraint
+from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.denoisers import (
     Denoiser,
     as_model,
@@ -82,6 +83,7 @@ class LatentSpace:
         channels = self.vae.config.get("out_channels") or self.image_channels
         return (channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
 
+    @ordinary()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to latents (B, c, H/factor, W/factor), float32 at least: the posterior's mode.
 
@@ -98,6 +100,7 @@ class LatentSpace:
             z = encoded.latent if "latent" in encoded else encoded.latents
         return self.scaled((z.squeeze(2) if self._of_videos else z).to(at_least_float32(images.dtype)))
 
+    @ordinary()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
         self.check_shape(latents, "latents", self.shape[0], 1)
@@ -531,6 +534,7 @@ class LatentInpainting(LinearConstraint):
             latent cell known.
     """
 
+    @ordinary()
     def __init__(self, image: ImageLike, mask: MaskLike, model: LatentSpace, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
@@ -593,6 +597,7 @@ class Decoded(ConstraintBase):
         moved.task = self.task.to(device, dtype)
         return moved
 
+    @ordinary()
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         if self.derivative == "forward":
             images = self.model.decode(x0)
@@ -601,7 +606,7 @@ class Decoded(ConstraintBase):
             h = FORWARD_STEP / size.where(size > 0, 1)
             return cost, (self.model.encode(images + h * error) - self.model.encode(images)).to(x0) / h
         with torch.enable_grad():
-            x0 = x0.detach().requires_grad_()
+            x0 = own_copy(x0.detach()).requires_grad_()
             images = self.model.decode(x0)
             cost, error = self.task.cost_and_error(images.detach())
             return cost.detach(), torch.autograd.grad(images, x0, error)[0]

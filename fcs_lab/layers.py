@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
 from fcs_lab.constraints import ConstraintBase
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
 from fcs_lab.images import ImageLike, to_tensor
 from fcs_lab.sampler import StepSize, sample
@@ -119,6 +120,7 @@ class LayeredComposite(ConstraintBase):
             layers[:, k] = image
         return layers
 
+    @ordinary()
     def cost_and_error(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         layers, weights = self.layers(x0.detach()), self.masks[:, :, None]
         if self.fixed:
@@ -131,6 +133,7 @@ class LayeredComposite(ConstraintBase):
         return cost.flatten(1).sum(1), error
 
 
+@ordinary()
 def infer_masks(
     composite: Tensor, layers: Tensor, temperature: float, smoothness: float = 0.0, scribbles: Tensor | None = None
 ) -> Tensor:
@@ -165,6 +168,7 @@ def late_inner_steps(num_inference_steps: int, inner_steps: int = 5) -> list[int
     return [inner_steps * (10 * step >= 3 * num_inference_steps) for step in range(num_inference_steps)]
 
 
+@ordinary()
 def infer_layers(
     model: Denoiser,
     composite: ImageLike,
@@ -232,7 +236,7 @@ def infer_layers(
     if masks is not None and scribbles is not None:
         raise ValueError("masks and scribbles are both given; fixed masks leave nothing for scribbles to tell")
     known = _check_known(known_layers, y, K)
-    start = torch.full((B, K, *y.shape[-2:]), 1 / K) if masks is None else _check_masks(masks, y, K)
+    start = y.new_full((B, K, *y.shape[-2:]), 1 / K) if masks is None else _check_masks(masks, y, K)
     told = None if scribbles is None else _check_scribbles(scribbles, y, K).to(model.device)
     model = _prompted(model, prompts, guidance_scale, B, K, known)
     generators = _check_generator(generator, B)

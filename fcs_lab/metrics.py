@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fcs_lab.constraints import LinearConstraint
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model, levels_at
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 
+@ordinary()
 def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of each image over the pixels where the mask is True.
 
@@ -39,6 +41,7 @@ def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return ((images - truth).square().flatten(1) * weight).sum(1) / weight.sum(1)
 
 
+@ordinary()
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, 10 log₁₀(2²/mean squared error): (B, C, H, W) in [-1, 1] -> (B,).
 
@@ -47,6 +50,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
     return _decibels((images - truth).square().flatten(1).mean(1))
 
 
+@ordinary()
 def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
     """The data-consistency error of each image: the root mean square of A x − y, in the images' units.
 
@@ -62,12 +66,14 @@ def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@ordinary()
 def accuracy(classifier: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images (B, 1, 32, 32) whose largest logit is that of their label (B,)."""
     return (classifier(images.float()).argmax(1) == labels).float().mean().item()
 
 
 @torch.no_grad()
+@ordinary()
 def denoising_loss(
     model: Denoiser, images: Tensor, *, timesteps: Sequence[int] = (100, 300, 500), noises: int = 4, seed: int = 0
 ) -> Tensor:
@@ -93,13 +99,14 @@ def denoising_loss(
     for t in timesteps:
         signal, noise = levels_at(model, t, x0)
         for _ in range(noises):
-            epsilon = torch.randn(x0[:1].shape, generator=generator).to(x0)
+            epsilon = torch.randn(x0[:1].shape, generator=generator, dtype=torch.float32).to(x0)
             x0_hat = model(signal * x0 + noise * epsilon, t)
             # x_t = a x_0 + s ε = a x̂_0 + s ε̂, so ε̂ − ε = (a/s) (x_0 − x̂_0).
             losses.append((signal / noise * (x0 - x0_hat)).square().flatten(1).mean(1))
     return torch.stack(losses).mean(0)
 
 
+@ordinary()
 def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
     """The mean of some values, and its standard error where those of one group are not independent.
 
@@ -124,6 +131,7 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
     return mean.item(), error.item()
 
 
+@ordinary()
 def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
     """Which of the layers found is which of the true ones: the permutation of least squared error.
 
@@ -136,6 +144,7 @@ def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
     return _assign((layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1)))
 
 
+@ordinary()
 def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
     """PSNR of each composite's layers together, hidden parts included, under the best permutation of the layers.
 
@@ -149,6 +158,7 @@ def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
     return _decibels(error.gather(2, _assign(error)[..., None]).mean((1, 2)))
 
 
+@ordinary()
 def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     """Intersection over union of the masks, averaged over the layers, under their best permutation.
 

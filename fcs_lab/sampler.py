@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1
 from fcs_lab.checks import is_int, is_number
-from fcs_lab.constraints import Constraint
+from fcs_lab.constraints import Constraint, for_channels
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, left_as_found
 from fcs_lab.directions import DIRECTIONS, FD_STEP, CountedDenoiser, Differentiation, Direction
 from fcs_lab.images import to_pil
@@ -102,6 +103,7 @@ class Settings:
         return (0.0 if schedule.flow else 1.0) if self.eta is None else float(self.eta)
 
 
+@ordinary()
 def sample(
     model: Denoiser,
     task: Constraint | None = None,
@@ -122,6 +124,8 @@ def sample(
     progress: bool = True,
 ) -> Result:
     """Sample the model under a constraint (paper, Algorithm 1).
+
+    `torch.autocast` around it has no effect; the model's own precision counts.
 
     Args:
         model: A `Denoiser`, such as `fcs_lab.load` returns. Its networks run frozen and in evaluation mode, and are left
@@ -167,7 +171,7 @@ def sample(
     with left_as_found(model.networks), torch.no_grad():
         model = model.snapshot()
         if task is not None:
-            task = model.carry(task)
+            task = model.carry(for_channels(task, model.image_shape[0]))
         shape, batch_size = _check_batch(model, task, batch_size, generator, x_T)
         if direction == "exact" and (model.num_prompts or 1) > 1:
             raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")

@@ -22,6 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import UNetDenoiser
 from fcs_lab.latent import LatentDenoiser
 from fcs_lab.schedule import is_flow
@@ -50,6 +51,7 @@ NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
+@ordinary()
 def load(
     name: str | Path,
     *,
@@ -112,6 +114,7 @@ def load(
     return UNetDenoiser(unet, scheduler)
 
 
+@ordinary()
 def load_pipeline(
     name: str | Path, *, variant: str | None = None, config: str | Path | None = None, **options: Any
 ) -> DiffusionPipeline:

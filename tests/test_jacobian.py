@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Opaque, tiny_denoiser
-from scipy.sparse.linalg import eigs, eigsh, gmres, lsmr, svds
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, eigs, eigsh, gmres, lsmr, lsqr, svds
 
 import fcs_lab
 from fcs_lab.probes import JacobianOperator
@@ -113,3 +113,36 @@ def test_a_dense_jacobian_that_would_not_fit_says_how_large_it_is():
     J = JacobianOperator(huge, torch.zeros(1, 3, 512, 512), T)
     with pytest.raises(ValueError, match=r"786432×786432, 2304 GiB"):
         J.dense()
+
+
+def test_complex_vectors(mixture):
+    """J is real and acts on both parts; SciPy's solvers, on complex and real input, against the dense matrix."""
+    J = JacobianOperator(mixture, point(mixture), T, batch_size=3)
+    dense, D = J.dense(progress=False), J.shape[0]
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal(D) + 1j * rng.standard_normal(D)
+    V = rng.standard_normal((D, 4)) + 1j * rng.standard_normal((D, 4))
+    assert J.dtype == np.float64
+    assert np.allclose(J @ v, dense @ v) and np.allclose(J @ V, dense @ V)
+    assert np.allclose(J @ (1j * v.real), 1j * (dense @ v.real))
+    assert np.allclose(J.rmatvec(v), dense.conj().T @ v) and np.allclose(J.rmatmat(V), dense.conj().T @ V)
+    assert np.allclose(J.T @ v, dense.T @ v) and np.allclose(J.H @ v, dense.conj().T @ v)
+    algebra = aslinearoperator(J) * (1 + 2j) + J.T @ J
+    assert np.allclose(algebra @ v, (dense * (1 + 2j) + dense.T @ dense) @ v)
+    assert np.allclose(algebra.H @ v, (dense * (1 + 2j) + dense.T @ dense).conj().T @ v)
+    largest = np.sort(np.abs(np.linalg.eigvals(dense)))[::-1][:3]
+    assert np.allclose(np.sort(np.abs(eigs(J, k=3, return_eigenvectors=False)))[::-1], largest, rtol=1e-6)
+    assert np.allclose(np.sort(svds(J, k=3, return_singular_vectors=False))[::-1], np.linalg.svd(dense)[1][:3], rtol=1e-6)
+    shifted = aslinearoperator(J) + LinearOperator((D, D), lambda x: (1 + 1j) * x, dtype=complex)
+    for b in (v, v.real):
+        x, info = gmres(shifted, b, rtol=1e-10)
+        assert info == 0 and np.allclose(dense @ x + (1 + 1j) * x, b, atol=1e-7)
+        x = lsqr(shifted_real(J), b.real, atol=1e-12, btol=1e-12)[0]
+        assert np.allclose(dense @ x + x, b.real, atol=1e-6)
+    with pytest.raises(ValueError, match="v is of complex128"):
+        J.image(v)
+
+
+def shifted_real(J):
+    D = J.shape[0]
+    return aslinearoperator(J) + LinearOperator((D, D), lambda x: x, rmatvec=lambda x: x, dtype=float)

@@ -469,7 +469,9 @@ def test_sizes_that_the_vae_does_not_divide_name_the_nearest():
     with pytest.raises(ValueError, match=r"multiples of 8: the nearest is 32×48"):  # patches of 2×2 latents
         denoiser(tiny.sd3()).encode(torch.zeros(1, 3, 32, 44))
     with pytest.raises(ValueError, match=r"image has shape \(1, 1, 32, 32\); expected \(B, 3, height, width\)"):
-        fcs_lab.sample(model, fcs_lab.Inpainting(torch.zeros(1, 1, 32, 32), right_of(16)))
+        LatentInpainting(torch.zeros(1, 1, 32, 32), right_of(16), model)
+    grey = fcs_lab.Inpainting(torch.zeros(1, 1, 32, 32), right_of(16))  # for a colour model a grey image is a colour one
+    assert fcs_lab.sample(model, grey, num_inference_steps=1, inner_steps=1, progress=False).images.shape == (1, 3, 32, 32)
     with pytest.raises(ValueError, match=r"x_t has shape \(1, 3, 8, 8\)"):
         model(torch.zeros(1, 3, 8, 8), 10)
 

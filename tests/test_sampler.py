@@ -308,8 +308,13 @@ def test_bad_arguments_are_named_before_any_work(mixture, arguments, error, word
 
 
 def test_the_task_must_fit_the_model(mnist, right_half):
-    with pytest.raises(ValueError, match=r"3 channels; the model takes 1"):
-        fcs_lab.sample(mnist, fcs_lab.Inpainting(torch.zeros(1, 3, 32, 32), right_half))
+    with pytest.raises(ValueError, match=r"the task's image is in colour .* the model makes grey images"):
+        fcs_lab.sample(mnist, fcs_lab.Inpainting(torch.rand(1, 3, 32, 32), right_half))
+    grey = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    short = {"num_inference_steps": 2, "inner_steps": 1, "progress": False}
+    scans = [fcs_lab.Inpainting(one, right_half) for one in (grey, grey.expand(-1, 3, -1, -1))]  # one saved as RGB
+    found = [fcs_lab.sample(mnist, one, generator=torch.Generator().manual_seed(1), **short).images for one in scans]
+    assert torch.allclose(*found, atol=1e-5)
     with pytest.raises(ValueError, match=r"28×28 .*; the model takes 32×32"):
         fcs_lab.sample(mnist, fcs_lab.Inpainting(torch.zeros(1, 1, 28, 28), right_half[:28, :28]))
     with pytest.raises(ValueError, match="batch_size is 3; the task describes 2"):

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcs_lab.contexts import ordinary
+
 __all__ = ["cluster_layers"]
 
 
+@ordinary()
 def cluster_layers(
     composites: Tensor, num_layers: int, *, place: float = 1.0, patch: int = 3, background: float = -1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:

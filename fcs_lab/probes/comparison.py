@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, exact, gradient, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, check_direction, check_point
@@ -32,6 +33,7 @@ class Compared:
     """cos(d, J e) with the true J e, by forward mode; NaN if d or J e is zero."""
 
 
+@ordinary()
 def compare_directions(
     denoiser: Denoiser,
     x_t: Tensor,

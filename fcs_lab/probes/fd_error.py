@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fcs_lab.checks import is_number
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, at_least_float32, networks_of
 from fcs_lab.directions import CountedDenoiser
 from fcs_lab.probes.jacobian import check_direction, check_point
@@ -70,6 +71,7 @@ class FdError:
     """The truth, float64, of x_t's shape."""
 
 
+@ordinary()
 def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     """A copy of the denoiser, its networks and tensors in `dtype`; the denoiser is left as it was.
 
@@ -100,6 +102,7 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     return twin
 
 
+@ordinary()
 def measure_fd_error(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -171,6 +174,7 @@ def measure_fd_error(
     return FdError(curves, modes, Je * e.abs().max().to(Je))
 
 
+@ordinary()
 def suggest_fd_step(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -201,7 +205,7 @@ def suggest_fd_step(
     dtype = denoiser.dtype if dtype is None else dtype
     twin, exact = in_precision(denoiser, dtype), in_precision(denoiser, torch.float64)
     if e is None:
-        e = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0)).to(x_t)
+        e = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(x_t)
     unit = _unit(check_direction("e", e, x_t))
     Je = _truth(exact, x_t, t, unit)
 

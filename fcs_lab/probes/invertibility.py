@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fcs_lab.checks import check_count
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, JacobianOperator, check_direction, check_point, check_vector
@@ -149,6 +150,7 @@ class Invertibility:
         return "\n".join(lines)
 
 
+@ordinary()
 def measure_invertibility(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -216,7 +218,9 @@ def measure_invertibility(
 
     # Unit directions g.
     units = {} if e is None else {"e": e}
-    units |= {f"random {i + 1}": torch.randn(x_t.shape, generator=generator).to(x_t) for i in range(n_random)}
+    units |= {
+        f"random {i + 1}": torch.randn(x_t.shape, generator=generator, dtype=torch.float32).to(x_t) for i in range(n_random)
+    }
     inverse = singular_values = condition = None
     if J is not None:
         singular_values, condition, inverse, singular = _decompose(J, n_singular)
@@ -283,6 +287,7 @@ def _grow(solve: Callable[[float, Tensor | None], Solve], radii: list[float], bi
     return Reach(low, min(without, default=math.inf), high == math.inf, solves)
 
 
+@ordinary()
 def find_displacement(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -338,7 +343,7 @@ def find_displacement(
     length = guess.norm() if bool(guess.any()) else move.norm()
     ends = []
     for i in range(starts):
-        noise = torch.randn(x_t.shape, generator=generator).to(x_t)
+        noise = torch.randn(x_t.shape, generator=generator, dtype=torch.float32).to(x_t)
         start = guess + (i > 0) * length * noise / noise.norm()
         ends.append(_newton_krylov(denoiser, x_t, t, target, start, inverse, accepted, max_iterations, max_krylov))
     best = min(ends, key=lambda end: end.residual if math.isfinite(end.residual) else math.inf)
@@ -361,6 +366,7 @@ def find_displacement(
     )
 
 
+@ordinary()
 def measure_linear_reach(
     denoiser: Denoiser,
     x_t: Tensor,

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.denoisers import Denoiser, as_model, at_least_float32, levels_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
 
@@ -38,12 +39,14 @@ class JacobianOperator(LinearOperator):
         x0: x̂_0(x_t), (1, C, H, W).
         f: The counted denoiser: `f.forward` evaluations and `f.backward` passes so far.
 
-    The operator's dtype is float64 if the model's is, else float32: a half-precision model is cast at its border.
+    The operator's dtype is float64 if the model's is, else float32: a half-precision model is cast at its border. J is real;
+    of a complex vector it takes the real and the imaginary part, and the product is complex.
 
     Raises:
         TypeError, ValueError: x_t or t does not fit the model; or "jvp" of a denoiser that is not differentiable.
     """
 
+    @ordinary()
     def __init__(
         self,
         denoiser: Denoiser,
@@ -96,7 +99,14 @@ class JacobianOperator(LinearOperator):
         return J
 
     def image(self, v: np.ndarray) -> Tensor:
-        """A vector (D,) as an image (1, C, H, W) on the model's device."""
+        """A vector (D,) as an image (1, C, H, W) on the model's device.
+
+        Raises:
+            ValueError: It is complex, or has another length.
+        """
+        v = np.asarray(v)
+        if np.iscomplexobj(v) or v.size != self.shape[0]:
+            raise ValueError(f"v is of {v.dtype}, with shape {v.shape}; expected {self.shape[0]} real numbers")
         return self._tensors(np.asarray(v).reshape(-1, 1))
 
     # What SciPy calls.
@@ -108,6 +118,7 @@ class JacobianOperator(LinearOperator):
         return self._rmatmat(u.reshape(-1, 1))[:, 0]
 
     @torch.no_grad()
+    @ordinary()
     def _matmat(self, V: np.ndarray) -> np.ndarray:
         def product(v: Tensor) -> Tensor:
             x_t = self.x_t.expand_as(v)
@@ -117,6 +128,7 @@ class JacobianOperator(LinearOperator):
 
         return self._in_batches(product, V)
 
+    @ordinary()
     def _rmatmat(self, U: np.ndarray) -> np.ndarray:
         if not self.differentiable:
             raise TypeError("the denoiser is not differentiable: products J v work (method='fd'), Jᵀ u need a backward pass")
@@ -131,6 +143,9 @@ class JacobianOperator(LinearOperator):
         return self._in_batches(product, U)
 
     def _in_batches(self, product, V: np.ndarray) -> np.ndarray:
+        if np.iscomplexobj(V):  # J, and Jᴴ = Jᵀ, of both parts, as one more column each
+            parts = self._in_batches(product, np.concatenate([V.real, V.imag], axis=1))
+            return parts[:, : V.shape[1]] + 1j * parts[:, V.shape[1] :]
         parts = [V[:, i : i + self.batch_size] for i in range(0, V.shape[1], self.batch_size)]
         products = [product(self._tensors(part)).detach().flatten(1).T.cpu().numpy() for part in parts]
         return np.concatenate(products, axis=1)
@@ -162,7 +177,7 @@ def check_point(denoiser: Denoiser, x_t: Tensor, t: int | float) -> Tensor:
     if isinstance(t, Tensor) and t.ndim:
         raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep")
     levels_at(denoiser, t, x_t)
-    return x_t.detach().to(at_least_float32(denoiser.dtype))
+    return own_copy(x_t.detach().to(at_least_float32(denoiser.dtype)))
 
 
 def check_vector(name: str, v: Tensor, x_t: Tensor) -> Tensor:
@@ -178,7 +193,7 @@ def check_vector(name: str, v: Tensor, x_t: Tensor) -> Tensor:
         raise ValueError(f"{name} has shape {tuple(v.shape)}; expected x_t's, {tuple(x_t.shape)}")
     if not bool(v.isfinite().all()):
         raise ValueError(f"{name} has NaN or infinite values; expected finite ones")
-    return v.detach().to(x_t)
+    return own_copy(v.detach().to(x_t))
 
 
 def check_direction(name: str, v: Tensor, x_t: Tensor) -> Tensor:

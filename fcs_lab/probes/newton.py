@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fcs_lab.checks import is_int, is_number
 from fcs_lab.constraints import Constraint
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, gradient, newton, norm_inf
 from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, JacobianOperator, check_direction, check_point
@@ -77,6 +78,7 @@ class Convergence:
     """x̂_0 there."""
 
 
+@ordinary()
 def measure_forcing_term(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -183,6 +185,7 @@ def forcing_bound(J: np.ndarray, step_sizes: Sequence[float]) -> ForcingBound:
     )
 
 
+@ordinary()
 def measure_convergence(
     denoiser: Denoiser,
     x_t: Tensor,

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import eigs, eigsh, svds
 
 from fcs_lab.checks import check_count
+from fcs_lab.contexts import ordinary
 from fcs_lab.probes.symmetry import AnyJacobian, as_operator, is_matrix
 
 __all__ = ["Spectrum", "measure_spectrum"]
@@ -43,6 +44,7 @@ class Spectrum:
         return {name: float(np.abs(values[0])) for name, values in parts.items()}
 
 
+@ordinary()
 def measure_spectrum(
     J: AnyJacobian, k: int = 6, *, vectors: int = 30, tol: float = 1e-3, probes: int = 16, seed: int = 0
 ) -> Spectrum:

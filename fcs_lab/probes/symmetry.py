@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from fcs_lab.checks import is_int
+from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.probes.jacobian import JacobianOperator
 
@@ -40,6 +41,7 @@ class Symmetry:
     """Why numbers are NaN; None if none is."""
 
 
+@ordinary()
 def measure_symmetry(
     J: AnyJacobian,
     e: Tensor | np.ndarray | None = None,

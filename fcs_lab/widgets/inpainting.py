@@ -13,7 +13,7 @@ from torch import Tensor
 from fcs_lab.constraints import Inpainting
 from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, as_model
-from fcs_lab.images import to_pil
+from fcs_lab.images import fit_mask, to_pil
 from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State, sample
@@ -129,13 +129,10 @@ class InpaintingLab(SamplerLab):
         self._set_image(self._examples[change["new"] : change["new"] + 1])
 
     def _on_mask_upload(self, change: dict) -> None:
-        picture = (
-            self._opened(change["new"]).convert("L").resize((self.painter.width, self.painter.height), Image.Resampling.BOX)
-        )
-        values = np.asarray(picture) / 255
-        grey = int(((values > 0) & (values < 1)).sum())
-        self._say(f"The mask had {grey} grey pixels; it was thresholded at 0.5, as shown." if grey else "", "#555")
-        self.painter.mask = torch.from_numpy(values >= 0.5)
+        upload = change["new"][0]
+        mask, said = fit_mask(bytes(upload["content"]), (self.painter.height, self.painter.width), upload["name"])
+        self._say(said, "#555")
+        self.painter.mask = mask
 
     def _set_image(self, image: Tensor) -> None:
         self.image = image

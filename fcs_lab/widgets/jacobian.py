@@ -79,7 +79,7 @@ class JacobianLab(widgets.VBox):
     def x_t(self) -> Tensor:
         """The noisy point (1, C, H, W): the chosen image, of a latent model its encoding, at the chosen timestep."""
         x_0 = self._x_0
-        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(self.seed.value)).to(x_0)
+        noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(self.seed.value), dtype=torch.float32).to(x_0)
         return add_noise(self.model, x_0, noise, self.timestep.value)
 
     @property

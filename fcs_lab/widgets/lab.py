@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import html
-import io
 import threading
 from collections.abc import Callable
 
 import ipywidgets as widgets
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fcs_lab.denoisers import Denoiser
-from fcs_lab.images import to_tensor
+from fcs_lab.images import fit_image
 from fcs_lab.latent import image_shape
 from fcs_lab.widgets.canvas import png
 from fcs_lab.zoo import load
@@ -126,12 +125,10 @@ class SamplerLab(widgets.VBox):
 
     def _on_image_upload(self, change: dict) -> None:
         self._say("")
-        channels, height, width = image_shape(self.model)
-        picture = self._opened(change["new"]).convert("L" if channels == 1 else "RGB")
-        if picture.size != (width, height):
-            self._say(f"The image was resized from {picture.width}×{picture.height} to {width}×{height} pixels.", "#555")
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        self._set_image(to_tensor(picture))
+        upload = change["new"][0]
+        image, said = fit_image(bytes(upload["content"]), image_shape(self.model), upload["name"])
+        self._say(said, "#555")
+        self._set_image(image)
 
     def _say(self, text: str, colour: str = "#b00020") -> None:
         self.message.value = f'<span style="color: {colour}">{html.escape(text)}</span>' if text else ""
@@ -145,6 +142,8 @@ class SamplerLab(widgets.VBox):
                     handler(change)
                 except (TypeError, ValueError, OSError) as error:
                     self._say(str(error))
+                finally:  # so that the same file, chosen again, is a change
+                    change["owner"].value = ()
 
         return guarded
 
@@ -168,12 +167,3 @@ class SamplerLab(widgets.VBox):
         # Pictures keep their own width, rather than the box's.
         layout = widgets.Layout(margin="0 12px 0 0", align_items="flex-start")
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=layout)
-
-    @staticmethod
-    def _opened(uploads: tuple) -> Image.Image:
-        try:
-            picture = Image.open(io.BytesIO(bytes(uploads[0]["content"])))
-            picture.load()
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{uploads[0]['name']} is not an image that can be read") from error
-        return picture

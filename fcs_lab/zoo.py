@@ -10,15 +10,17 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel, pipelines
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -175,7 +177,10 @@ def _look_up(name: str | Path, config: str | Path | None, **hub: Any) -> tuple[P
         what = f"config is {str(config)!r}, and there is no such folder" if path.is_file() else ""
         raise OSError(what or f"there is no bundled model and no folder {str(name)!r}; {_offered()}")
     source = path if path.exists() else str(name)
-    return source, _read(source, lambda: DiffusionPipeline.load_config(folder if folder.is_dir() else source, **hub))
+    index = _read(source, lambda: DiffusionPipeline.load_config(folder if folder.is_dir() else source, **hub))
+    if not isinstance(index, dict):
+        raise ValueError(f"{name}: its model_index.json holds {index!r}; expected a pipeline's parts")
+    return source, index
 
 
 def _read_pipeline(
@@ -192,10 +197,11 @@ def _read_pipeline(
     if isinstance(source, str):
         return _read(source, lambda: kind().from_pretrained(source, use_safetensors=True, variant=variant, **options))
     if source.is_file():
-        _check_weights(Path(config), parts, needed=False)
+        _check_weights(Path(config), parts)
         local = {"config": str(config), "local_files_only": True}
         return _read(source, lambda: kind().from_single_file(str(source), **local, **options))
-    found = _check_weights(source, parts)
+    networks = [part for part in parts if _is_class(_find(*index[part]), nn.Module)]
+    found = _check_weights(source, parts, networks)
     variant = found if variant is None else variant
     return _read(source, lambda: kind().from_pretrained(source, use_safetensors=True, variant=variant, **options))
 
@@ -291,10 +297,12 @@ def _check_kind(name: str | Path, index: dict[str, Any]) -> str:
 
 
 def _check_parts(name: str | Path, index: dict[str, Any]) -> None:
-    """That a pipeline and its parts are diffusers' and transformers' own."""
-    if not isinstance(index.get("_class_name"), str | list | tuple):
-        raise ValueError(f"{name} is a {index.get('_class_name')}; expected a pipeline of diffusers")
+    """That a pipeline and its parts are diffusers' and transformers' own, and its parts' folders within its own."""
     for part, entry in index.items():
+        if not re.fullmatch(r"\w+", part):
+            raise ValueError(f"{name} has a part named {part!r}; expected names that are folders of its own")
+        if isinstance(entry, list | tuple) and (len(entry) != 2 or not all(isinstance(one, str | None) for one in entry)):
+            raise ValueError(f"{name} is damaged: its {part} is {entry}; expected a library and a class")
         listed = isinstance(entry, list | tuple)  # (module, class), as a pipeline's class is if it is not diffusers' own
         if listed and (part == "_class_name" or not _is_known(entry[0])):
             what = "its pipeline" if part == "_class_name" else part
@@ -302,6 +310,23 @@ def _check_parts(name: str | Path, index: dict[str, Any]) -> None:
                 f"{name} comes with code of its own ({what} is {'.'.join(map(str, entry))}), which is not run; "
                 f"supported are {_supported()}"
             )
+    kind = index.get("_class_name")
+    if not (isinstance(kind, str) and _is_class(kind in OWN_PIPELINES or getattr(diffusers, kind, None), DiffusionPipeline)):
+        raise ValueError(f"{name} is a {kind}; expected a pipeline of diffusers")
+    with quiet():
+        for part, entry in index.items():
+            if isinstance(entry, list | tuple) and entry[0] is not None and not _is_class(_find(*entry)):
+                raise ValueError(f"{name} is damaged: its {part} is {'.'.join(entry)}; expected a class that can be loaded")
+
+
+def _find(library: str, kind: str) -> object:
+    """A class of diffusers, of one of its pipelines' packages, or of transformers, by its name."""
+    module = {"diffusers": diffusers, "transformers": transformers}.get(library) or getattr(pipelines, library)
+    return getattr(module, kind, None)
+
+
+def _is_class(found: object, base: type = object) -> bool:
+    return found is True or (isinstance(found, type) and issubclass(found, base) and hasattr(found, "from_pretrained"))
 
 
 def _is_known(library: object) -> bool:
@@ -314,12 +339,21 @@ def _offered() -> str:
     return f"expected a bundled model ({bundled}), a folder in diffusers' layout, or a hub id 'owner/name'"
 
 
+def _check_safetensors(path: Path) -> None:
+    """That a safetensors file has all the bytes that its header tells of."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read, it may be damaged or truncated: {error}") from error
+
+
 NAME = re.compile(r"[\w-]+?(\.(?P<before>[A-Za-z][\w-]*?))?(-\d{5}-of-\d{5})?(\.(?P<after>[A-Za-z]\w*))?\.safetensors")
 """A weights' file: its variant stands before or after the number of its part."""
 
 
-def _check_weights(folder: Path, parts: list[str], *, needed: bool = True) -> str | None:
-    """That the parts' weights in a folder are safetensors; the variant, if those of all are of one and the same."""
+def _check_weights(folder: Path, parts: list[str], needed: Sequence[str] = ()) -> str | None:
+    """That the parts' weights in a folder are whole safetensors; the variant, if those of all are of one and the same."""
     variants = set()
     for part in parts:
         files = sorted(path.name for path in (folder / part).glob("*"))
@@ -330,10 +364,12 @@ def _check_weights(folder: Path, parts: list[str], *, needed: bool = True) -> st
                 f"{folder} has pickled weights ({', '.join(pickled)}) of its {part}, which can run code when read and are "
                 "refused; save them as safetensors (save_pretrained with safe_serialization=True)"
             )
+        if not weights and part in needed:
+            raise ValueError(f"{folder} has no .safetensors weights of its {part}")
+        for name in weights:
+            _check_safetensors(folder / part / name)
         found = {match["before"] or match["after"] for match in map(NAME.fullmatch, weights) if match}
         variants |= {None} if None in found else found
-    if needed and not variants:
-        raise ValueError(f"{folder} has no .safetensors weights")
     return variants.pop() if len(variants) == 1 else None
 
 

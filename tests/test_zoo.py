@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from diffusers import (
     PNDMPipeline,
     PNDMScheduler,
 )
+from PIL import Image
 from safetensors.torch import save_file
 
 import fcs_lab
@@ -325,3 +327,79 @@ def test_classifier_knows_the_digits():
     images, labels = fcs_lab.load_digits()
     assert accuracy(load_classifier(), images, labels) >= 0.99
     assert accuracy(load_classifier(), images, (labels + 1) % 10) < 0.01
+
+
+@pytest.mark.parametrize("where", ["unet", "vae", "text_encoder"])
+def test_a_truncated_file_of_any_part_is_named(tmp_path, sd, where):
+    sd.save_pretrained(tmp_path)
+    (weights,) = (tmp_path / where).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{where}/{weights.name} .*damaged or truncated"):
+        fcs_lab.load(tmp_path)
+    weights.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{where}/{weights.name} .*damaged or truncated"):
+        zoo.load_pipeline(tmp_path)
+
+
+def written(folder, sd, **changes):
+    sd.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text()) | changes
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+HOSTILE = {
+    "a class of another library": ({"unet": ["os", "system"]}, r"code of its own \(unet is os.system\), which is not run"),
+    "code in the folder": ({"unet": ["unet_code", "Unet"]}, r"code of its own \(unet is unet_code.Unet\)"),
+    "a pipeline of its own": ({"_class_name": ["my_pipeline", "Mine"]}, "code of its own"),
+    "no class of diffusers": ({"unet": ["diffusers", "NoSuchModel"]}, "unet is diffusers.NoSuchModel; expected a class"),
+    "a function": ({"unet": ["transformers", "pipeline"]}, "unet is transformers.pipeline; expected a class"),
+    "a path that leaves the folder": (
+        {"../outside": ["diffusers", "UNet2DConditionModel"]},
+        r"'../outside'; expected",
+    ),
+    "an absolute path": ({"/etc": ["diffusers", "UNet2DConditionModel"]}, r"'/etc'; expected names"),
+    "no pipeline": ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
+    "a name that is none": ({"_class_name": "os.system"}, "is a os.system"),
+    "an entry of another shape": ({"unet": ["diffusers"]}, r"unet is \['diffusers'\]"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_indices_are_refused_before_anything_is_loaded(tmp_path, sd, monkeypatch, case):
+    changes, words = HOSTILE[case]
+    written(tmp_path / "model", sd, **changes)
+    (tmp_path / "model" / "unet_code.py").write_text("raise SystemExit('code was run')")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    monkeypatch.setattr("safetensors.torch.load_file", lambda *_, **__: pytest.fail("weights were read"))
+    for load in (fcs_lab.load, zoo.load_pipeline):
+        with pytest.raises(ValueError, match=words):
+            load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "null", '{"_class_name": 3}', "\udcff"])
+def test_an_index_that_is_no_index(tmp_path, sd, content):
+    sd.save_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    for load in (fcs_lab.load, zoo.load_pipeline):
+        with pytest.raises(ValueError, match=r"model_index.json|is a 3|cannot be read"):
+            load(tmp_path)
+
+
+def test_loops_of_links(tmp_path, sd):
+    sd.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "loop").symlink_to(tmp_path / "model", target_is_directory=True)
+    same(zoo.load_pipeline(tmp_path / "model"), sd)  # beside the parts it does no harm
+    shutil.rmtree(tmp_path / "model" / "unet")
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "model" / "unet")
+    with pytest.raises(ValueError, match="has no .safetensors weights of its unet"):
+        fcs_lab.load(tmp_path / "model")
+
+
+def test_one_of_ten_thousand_files_is_no_picture(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "00000.png")
+    for i in range(1, 10_000):
+        os.link(tmp_path / "00000.png", tmp_path / f"{i:05}.png")
+    (tmp_path / "07777.png").unlink()
+    (tmp_path / "07777.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"07777.png is not an image that can be read"):
+        fcs_lab.data.read_cifar10(tmp_path)

@@ -200,7 +200,8 @@ def _read_pipeline(
         _check_weights(Path(config), parts)
         local = {"config": str(config), "local_files_only": True}
         return _read(source, lambda: kind().from_single_file(str(source), **local, **options))
-    networks = [part for part in parts if _is_class(_find(*index[part]), nn.Module)]
+    with quiet():
+        networks = [part for part in parts if _is_class(_find(*index[part]), nn.Module)]
     found = _check_weights(source, parts, networks)
     variant = found if variant is None else variant
     return _read(source, lambda: kind().from_pretrained(source, use_safetensors=True, variant=variant, **options))
@@ -311,9 +312,12 @@ def _check_parts(name: str | Path, index: dict[str, Any]) -> None:
                 f"supported are {_supported()}"
             )
     kind = index.get("_class_name")
-    if not (isinstance(kind, str) and _is_class(kind in OWN_PIPELINES or getattr(diffusers, kind, None), DiffusionPipeline)):
-        raise ValueError(f"{name} is a {kind}; expected a pipeline of diffusers")
-    with quiet():
+    with quiet():  # what is only looked at is imported all the same
+        known = isinstance(kind, str) and _is_class(
+            getattr(diffusers, OWN_PIPELINES.get(kind, kind), None), DiffusionPipeline
+        )
+        if not known:
+            raise ValueError(f"{name} is a {kind}; expected a pipeline of diffusers")
         for part, entry in index.items():
             if isinstance(entry, list | tuple) and entry[0] is not None and not _is_class(_find(*entry)):
                 raise ValueError(f"{name} is damaged: its {part} is {'.'.join(entry)}; expected a class that can be loaded")
@@ -326,7 +330,7 @@ def _find(library: str, kind: str) -> object:
 
 
 def _is_class(found: object, base: type = object) -> bool:
-    return found is True or (isinstance(found, type) and issubclass(found, base) and hasattr(found, "from_pretrained"))
+    return isinstance(found, type) and issubclass(found, base) and hasattr(found, "from_pretrained")
 
 
 def _is_known(library: object) -> bool:

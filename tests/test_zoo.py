@@ -391,7 +391,7 @@ def test_loops_of_links(tmp_path, sd):
     same(zoo.load_pipeline(tmp_path / "model"), sd)  # beside the parts it does no harm
     shutil.rmtree(tmp_path / "model" / "unet")
     (tmp_path / "model" / "unet").symlink_to(tmp_path / "model" / "unet")
-    with pytest.raises(ValueError, match="has no .safetensors weights of its unet"):
+    with pytest.raises(ValueError, match=r"has no .safetensors weights of its unet"):
         fcs_lab.load(tmp_path / "model")
 
 

@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: figures tables gpu test lab lint lock help
+.PHONY: figures tables gpu test fuzz lab lint lock help
 
 help:
 	@echo "make figures   regenerate every figure into figures/output/ (minutes on a CPU)"
 	@echo "make tables    regenerate the measured tables: 64 digits, speed and memory"
 	@echo "make gpu       on a machine with a GPU: speed and memory in Stable Diffusion 1.5's geometry (run again to go on)"
 	@echo "make test      run the tests, notebooks included"
+	@echo "make fuzz      2,000 calls with a spoilt argument; SEED=1 and so on for others"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make lint      check style"
 
@@ -32,6 +33,10 @@ gpu: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+
+SEED ?= 0
+fuzz: .venv/.installed
+	$(BIN)/python tests/fuzz.py --count 2000 --seed $(SEED)
 
 lab: .venv/.installed
 	$(BIN)/jupyter lab notebooks

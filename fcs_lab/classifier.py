@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fcs_lab.checks import typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.data import EMOJI_CLASSES
 from fcs_lab.zoo import WEIGHTS, verify
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
 
 
 @ordinary()
+@typed
 def load_classifier(
     name: Literal["digits", "garments", "emoji"] = "digits", device: str | torch.device = "cpu"
 ) -> Classifier:
@@ -59,8 +61,12 @@ def load_classifier(
     Raises:
         ValueError: Another name, or its weight file is damaged.
     """
-    if name not in CLASSIFIERS:
+    if not isinstance(name, str) or name not in CLASSIFIERS:
         raise ValueError(f"name is {name!r}; expected one of {', '.join(map(repr, CLASSIFIERS))}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; expected a torch device such as 'cpu' or 'cuda'") from error
     folder = WEIGHTS / CLASSIFIERS[name]
     verify(folder)
     classifier = Classifier(**(EMOJI if name == "emoji" else {}))

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_dilation, binary_fill_holes
 from torch import Tensor
 
-from fcs_lab.checks import is_int, is_number
+from fcs_lab.checks import check_count, check_seed, check_tensor, is_number, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.data import GARMENTS, example_images, load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, as_model
@@ -38,6 +38,7 @@ class Composites:
 
 
 @ordinary()
+@typed
 def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
     """Where pictures on a background of −1 are opaque: (N, C, H, W) -> (N, H, W), bool.
 
@@ -49,8 +50,9 @@ def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
     Raises:
         ValueError: Another kind.
     """
-    if kind not in ("stroke", "silhouette"):
+    if not isinstance(kind, str) or kind not in ("stroke", "silhouette"):
         raise ValueError(f"kind is {kind!r}; expected 'stroke' or 'silhouette'")
+    check_tensor("images", images, "N", "C", "H", "W")
     opaque = (images.amax(1) > BACKGROUND + 0.1).cpu().numpy()
     square = np.ones((3, 3), dtype=bool)
     shape = [binary_dilation(one, square) if kind == "stroke" else binary_fill_holes(one) for one in opaque]
@@ -58,6 +60,7 @@ def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
 
 
 @ordinary()
+@typed
 def make_composites(
     images: Tensor,
     labels: Tensor,
@@ -87,11 +90,14 @@ def make_composites(
     Raises:
         ValueError: An argument out of its range, or no such composites were found.
     """
-    for name, value, least in (("count", count, 1), ("num_layers", num_layers, 1), ("max_shift", max_shift, 0)):
-        if not is_int(value) or value < least:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    check_count("num_layers", num_layers, 1)
+    check_count("max_shift", max_shift, 0)
     if not is_number(min_visible) or not 0 <= min_visible < 1:
         raise ValueError(f"min_visible is {min_visible!r}; expected a number of at least 0 and less than 1")
+    check_count("count", count, 1, 10**6)
+    check_seed(seed)
+    check_tensor("images", images, "N", "C", "H", "W")
+    check_tensor("labels", labels, len(images), like="any")
     opaque = supports(images, kind)
     classes = len(labels.unique())
     if num_layers > classes:
@@ -147,6 +153,7 @@ PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
 
 
 @ordinary()
+@typed
 def example_composites(model: Denoiser, count: int, num_layers: int, seed: int = 0) -> tuple[Composites, list[list[str]]]:
     """Composites to try a model on: digits, garments if it takes prompts; for an RGB model photographs seen through discs.
 

@@ -86,7 +86,7 @@ def constrained(
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
-    if method not in EVALUATIONS:
+    if not isinstance(method, str) or method not in EVALUATIONS:
         known = ", ".join(map(repr, EVALUATIONS))
         if isinstance(method, str) and method in DIRECTIONS:
             raise ValueError(

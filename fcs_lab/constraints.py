@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fcs_lab.checks import describe, is_int
+from fcs_lab.checks import check_function, describe, is_int, refuse_meta, typed
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.images import ImageLike, MaskLike, to_channels, to_mask, to_tensor
 
@@ -39,6 +39,7 @@ BEYOND = 3.0
 """How far measurements of images in [-1, 1] may reach: a bicubic reduction overshoots, and there may be noise."""
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """What the sampler asks of a task.
 
@@ -99,9 +100,13 @@ class LinearConstraint(ConstraintBase):
     """
 
     @ordinary()
+    @typed
     def __init__(self, A: Callable[[Tensor], Tensor], A_adjoint: Callable[[Tensor], Tensor], y: Tensor):
+        check_function("A", A, 1)
+        check_function("A_adjoint", A_adjoint, 1)
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
             raise TypeError(f"y is {describe(y)}; expected a floating-point tensor (B, …)")
+        refuse_meta("y", y)
         if not bool(y.isfinite().all()):
             raise ValueError("y has NaN or infinite values; expected finite ones")
         self.A, self.A_adjoint = A, A_adjoint
@@ -329,8 +334,8 @@ def upsample(images: ImageLike, factor: int) -> Tensor:
 
 
 def _check_factor(factor: int) -> None:
-    if not is_int(factor) or factor < 2:
-        raise ValueError(f"factor is {factor!r}; expected a whole number of at least 2")
+    if not is_int(factor) or not 2 <= factor <= 1024:
+        raise ValueError(f"factor is {factor!r}; expected a whole number of at least 2, and at most 1024")
 
 
 def _factors(kernel: Kernel, height: int, width: int, factor: int) -> tuple[Tensor, Tensor]:
@@ -409,8 +414,7 @@ class CostConstraint(ConstraintBase):
 
     @ordinary()
     def __init__(self, fn: Callable[[Tensor], Tensor]):
-        if not callable(fn):
-            raise TypeError(f"fn is {describe(fn)}; expected a function of x̂_0")
+        check_function("fn", fn, 1)
         self.fn = fn
 
     def to(self, device: torch.device, dtype: torch.dtype) -> CostConstraint:

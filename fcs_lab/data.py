@@ -12,6 +12,7 @@ import itertools
 import json
 import struct
 import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fcs_lab.checks import is_int
+from fcs_lab.checks import check_count, is_int, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import read_image, to_tensor
@@ -152,7 +153,7 @@ def load_emoji(count: int = 256, *, split: Literal["test", "settings"] = "test")
     Raises:
         ValueError: `count` is not a whole number from 1 to what there is, or another split.
     """
-    if split not in ("test", "settings"):
+    if not isinstance(split, str) or split not in ("test", "settings"):
         raise ValueError(f"split is {split!r}; expected 'test' or 'settings'")
     names = json.loads((BUNDLED_EMOJI / "names.json").read_text())[split]
     if not is_int(count) or not 1 <= count <= len(names):
@@ -224,6 +225,7 @@ def scale(images: Tensor) -> Tensor:
 
 
 @ordinary()
+@typed
 def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """MNIST from its idx files, padded to 32×32.
 
@@ -243,6 +245,7 @@ def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"]
 
 
 @ordinary()
+@typed
 def read_fashion_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
     """Fashion-MNIST, which has MNIST's format and sizes; arguments, results and errors as for `read_mnist`."""
     return _read_split(FASHION_MNIST, folder, split)
@@ -252,6 +255,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 
 @ordinary()
+@typed
 def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
     """CIFAR-10's images, or any others, for training.
 
@@ -270,6 +274,7 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
         ValueError: CIFAR-10's *python version*, whose pickles can run code when read; a file that is not what it
             should be, or has images of another size.
     """
+    check_count("size", size, 1, 4096)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -294,7 +299,14 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
         raise FileNotFoundError(
             f"no images in {path}; expected files named {', '.join(sorted(IMAGE_SUFFIXES))}, or data_batch_*.bin"
         )
-    return _from_bytes(torch.stack([_read_image(file, str(file), size, fit=True) for file in files]))
+    pictures = [read_image(file) for file in files]
+    others = sum(picture.size != (size, size) for picture in pictures)
+    if others:
+        warnings.warn(
+            f"of {others} of {len(files)} pictures in {path} the middle square was taken and resized to {size}×{size}",
+            stacklevel=2,
+        )
+    return _from_bytes(torch.stack([_read_image(picture, "", size, fit=True) for picture in pictures]))
 
 
 def _read_npz(path: Path, size: int) -> Tensor:
@@ -312,7 +324,7 @@ def _read_npz(path: Path, size: int) -> Tensor:
     return _from_bytes(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2))
 
 
-def _read_image(file: Path | bytes, name: str, size: int, fit: bool = False) -> Tensor:
+def _read_image(file: Image.Image | bytes, name: str, size: int, fit: bool = False) -> Tensor:
     """One image, (3, size, size), uint8."""
     image = read_image(file, name).convert("RGB")
     if fit and image.size != (size, size):
@@ -336,7 +348,7 @@ def _from_bytes(images: Tensor) -> Tensor:
 
 
 def _read_split(source: _Source, folder: str | Path | None, split: str) -> tuple[Tensor, Tensor]:
-    if split not in ("train", "test"):
+    if not isinstance(split, str) or split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
     stem = "train" if split == "train" else "t10k"
     images = _read_idx(_find(source, folder, f"{stem}-images-idx3-ubyte"))

@@ -7,6 +7,7 @@ what the lab asks of a model besides (`Model`): its images, its prompts, its lat
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -17,6 +18,7 @@ from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fcs_lab.checks import check_tensor, describe, is_int, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.schedule import check_scheduler, is_flow
 
@@ -210,13 +212,14 @@ def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
 
 def _alpha_bar(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:
     """ᾱ_t, once t is checked, in float64 on the CPU."""
+    _check_asked(denoiser, x_t)
     alphas = denoiser.scheduler.alphas_cumprod
     if isinstance(t, Tensor):
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"t is a tensor of {t.dtype}; expected integer timesteps")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x_t))):
             raise ValueError(f"t has shape {tuple(t.shape)}; expected one timestep, or one for each of {len(x_t)} samples")
-    elif isinstance(t, bool) or not hasattr(t, "__index__"):
+    elif not is_int(t) and not (getattr(t, "shape", None) == () and getattr(t.dtype, "kind", "") in "iu"):
         raise TypeError(f"t is {t!r}; expected an integer timestep")
     index = torch.as_tensor(t, device="cpu")
     if index.numel() and (index.min() < 0 or index.max() >= len(alphas)):
@@ -240,6 +243,7 @@ def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple
     Raises:
         TypeError, ValueError: As for `alpha_bar_at`; t outside a flow's [0, 1000].
     """
+    _check_asked(denoiser, x_t)
     if not is_flow(denoiser.scheduler):
         alpha_bar = _alpha_bar(denoiser, t, x_t)
         return tuple(level.sqrt().to(x_t.device, at_least_float32(x_t.dtype)) for level in (alpha_bar, 1 - alpha_bar))
@@ -255,12 +259,22 @@ def levels_at(denoiser: Denoiser, t: int | float | Tensor, x_t: Tensor) -> tuple
     return 1 - sigma, sigma
 
 
+def _check_asked(denoiser: object, x_t: object) -> None:
+    if not hasattr(denoiser, "scheduler"):
+        raise TypeError(f"denoiser is {describe(denoiser)}; expected a fcs_lab.Denoiser")
+    if not isinstance(x_t, Tensor):
+        raise TypeError(f"x_t is {describe(x_t)}; expected a tensor")
+
+
+@typed
 def add_noise(denoiser: Denoiser, x_0: Tensor, noise: Tensor, t: int | float | Tensor) -> Tensor:
     """x_t = a x_0 + s ε at the denoiser's own levels: diffusers' `add_noise`, for a rectified flow as well.
 
     Raises:
         TypeError, ValueError: As for `levels_at`.
     """
+    check_tensor("x_0", x_0, *x_0.shape)
+    check_tensor("noise", noise, *x_0.shape)
     signal, level = levels_at(denoiser, t, x_0)
     return (signal * x_0 + level * noise).to(x_0.dtype)
 
@@ -313,6 +327,7 @@ class UNetDenoiser:
         ValueError: Another prediction type, a class-conditional U-Net, or a head of another width.
     """
 
+    @typed
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         config = unet.config
         if config.get("num_class_embeds") or config.get("class_embed_type"):
@@ -362,6 +377,7 @@ class GaussianMixtureDenoiser:
     """
 
     @ordinary()
+    @typed
     def __init__(
         self,
         means: Tensor,
@@ -371,10 +387,15 @@ class GaussianMixtureDenoiser:
     ):
         if means.ndim < 2 or not means.is_floating_point():
             raise ValueError(f"means has shape {tuple(means.shape)} and dtype {means.dtype}; expected floating (K, C, H, W)")
+        check_tensor("means", means, *means.shape)
         self.shape, self.device, self.dtype = tuple(means.shape[1:]), means.device, means.dtype
         self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
         self.means = means.flatten(1)
         K, D = self.means.shape
+        if isinstance(covariances, Tensor):
+            check_tensor("covariances", covariances, *covariances.shape)
+        elif not math.isfinite(covariances):
+            raise ValueError(f"covariances is {covariances}; expected a finite number")
         covariances = torch.as_tensor(covariances, device=self.device, dtype=self.dtype)
         if covariances.ndim == 3 and covariances.shape == (K, D, D):
             # Σ_k = U diag(s) Uᵀ, once; S_k and its inverse then cost a rotation at every t.
@@ -440,9 +461,11 @@ class IdealDenoiser:
     """
 
     @ordinary()
+    @typed
     def __init__(self, data: Tensor, scheduler: SchedulerMixin | None = None):
         if data.ndim < 2 or len(data) == 0 or not data.is_floating_point():
             raise ValueError(f"data has shape {tuple(data.shape)} and dtype {data.dtype}; expected floating (N, C, H, W)")
+        check_tensor("data", data, *data.shape)
         self.shape, self.device, self.dtype = tuple(data.shape[1:]), data.device, data.dtype
         self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
         self.data = data.flatten(1)

@@ -14,6 +14,8 @@ from pathlib import Path
 import diffusers
 from diffusers import DiffusionPipeline
 
+from fcs_lab.checks import typed
+
 __all__ = ["FAMILIES", "UNPROVED", "Family", "family_of", "table", "takes_a_callback", "takes_an_interrupt", "what_it_takes"]
 
 
@@ -101,6 +103,7 @@ OTHER_INPUTS = ("strength", "mask_image", "video", "num_frames", "audio", "audio
 BEGIN, END = "<!-- families: written by python -m fcs_lab.families -->", "<!-- /families -->"
 
 
+@typed
 def family_of(pipe: DiffusionPipeline) -> Family | None:
     """The family of a pipeline, or None where it is of none that is proved."""
     classes = {kind.__name__ for kind in type(pipe).__mro__}

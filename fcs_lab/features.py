@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcs_lab.checks import describe, is_int, is_number
+from fcs_lab.checks import check_function, describe, is_int, is_number, refuse_meta, typed
 from fcs_lab.constraints import CostConstraint
 from fcs_lab.contexts import ordinary
 from fcs_lab.images import ImageLike, MaskLike, to_mask, to_tensor
@@ -30,6 +30,7 @@ CLIP = "openai/clip-vit-base-patch16"
 
 
 @ordinary()
+@typed
 def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence[int] | Tensor) -> CostConstraint:
     """An image that the classifier takes for the class: C = −log p(label | x̂_0).
 
@@ -45,9 +46,12 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
     """
     if not callable(classifier):
         raise TypeError(f"classifier is {describe(classifier)}; expected a function of images that returns logits")
+    check_function("classifier", classifier, 1)
+    if isinstance(label, Tensor):
+        refuse_meta("label", label)
     labels = label.tolist() if isinstance(label, Tensor) else label
     labels = [labels] if is_int(labels) else labels
-    if not isinstance(labels, Sequence) or isinstance(labels, str) or not labels or not all(map(is_int, labels)):
+    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes) or not labels or not all(map(is_int, labels)):
         raise TypeError(f"label is {label!r}; expected a class as a whole number, or a list with one for each image")
     if min(labels) < 0:
         raise ValueError(f"label is {label!r}; expected classes from 0")
@@ -63,6 +67,7 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
 
 
 @ordinary()
+@typed
 def gram(features: Tensor) -> Tensor:
     """The Gram matrix of feature maps, which says what features there are together, and not where.
 
@@ -75,13 +80,15 @@ def gram(features: Tensor) -> Tensor:
     Raises:
         ValueError: Another number of dimensions.
     """
-    if features.ndim != 4:
+    refuse_meta("features", features)
+    if features.ndim != 4 or not features.is_floating_point() or 0 in features.shape:
         raise ValueError(f"the features have shape {tuple(features.shape)}; expected feature maps (B, F, h, w)")
     flat = features.flatten(2)
     return flat @ flat.mT / flat.shape[2]
 
 
 @ordinary()
+@typed
 def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostConstraint:
     """An image in the style of another: C = ½‖G(x̂_0) − G(reference)‖²_F, with G the Gram matrix of the features.
 
@@ -96,13 +103,15 @@ def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostCon
         TypeError: `features` cannot be called, or the reference is of a type that is not taken.
         ValueError: The features are not maps (B, F, h, w), or the reference is one that `to_tensor` refuses.
     """
-    if not callable(features):
-        raise TypeError(f"features is {describe(features)}; expected a function of images that returns feature maps")
+    check_function("features", features, 1)
     images = to_tensor(reference, "reference")
     if isinstance(features, nn.Module):
         images = images.to(next((p.device for p in features.parameters()), images.device))
     with torch.no_grad():
-        wanted = gram(features(images))
+        maps = features(images)
+        if not isinstance(maps, Tensor):
+            raise TypeError(f"features is {describe(features)}; expected a function of images that returns feature maps")
+        wanted = gram(maps)
 
     def cost(x0: Tensor) -> Tensor:
         return (gram(features(x0)) - wanted.to(x0)).square().flatten(1).sum(1) / 2
@@ -111,6 +120,7 @@ def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostCon
 
 
 @ordinary()
+@typed
 def silhouette(mask: MaskLike, *, threshold: float = -0.8, softness: float = 0.1) -> CostConstraint:
     """A bright object on a dark background, of the given outline; what it looks like inside is left to the model.
 
@@ -184,6 +194,7 @@ class CLIPFeatures(nn.Module):
 
 
 @ordinary()
+@typed
 def load_clip(
     name: str | Path = CLIP,
     *,

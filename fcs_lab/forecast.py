@@ -12,7 +12,7 @@ from torch import nn
 
 from fcs_lab.algorithm import plan
 from fcs_lab.checks import check_count
-from fcs_lab.constrained import constrained
+from fcs_lab.constrained import check_pipeline, constrained
 from fcs_lab.directions import EVALUATIONS
 from fcs_lab.latent import network_of
 
@@ -62,8 +62,11 @@ def forecast(
     Raises:
         TypeError, ValueError: As for `constrained`, and as the pipeline's call raises them.
     """
-    check_count("num_inference_steps", num_inference_steps, 1)
-    check_count("inner_steps", inner_steps, 0)
+    check_pipeline(pipe)
+    if not isinstance(method, str) or method not in EVALUATIONS:
+        raise ValueError(f"method is {method!r}; expected {', '.join(map(repr, EVALUATIONS))}")
+    check_count("num_inference_steps", num_inference_steps, 1, 10_000)
+    check_count("inner_steps", inner_steps, 0, 10_000)
     network, marks = network_of(pipe), []
 
     def mark(*_: Any) -> None:

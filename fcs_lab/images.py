@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fcs_lab.checks import describe, refuse_meta
+from fcs_lab.checks import check_tensor, describe, refuse_meta, typed
 from fcs_lab.contexts import ordinary
 
 __all__ = ["ImageLike", "MaskLike", "fit_image", "fit_mask", "read_image", "to_channels", "to_mask", "to_pil", "to_tensor"]
@@ -45,6 +45,7 @@ def read_image(source: str | Path | bytes | Image.Image, name: str | None = None
 
 
 @ordinary()
+@typed
 def fit_image(
     source: str | Path | bytes | Image.Image, shape: tuple[int, int, int], name: str | None = None
 ) -> tuple[Tensor, str]:
@@ -72,6 +73,7 @@ def fit_image(
 
 
 @ordinary()
+@typed
 def fit_mask(
     source: str | Path | bytes | Image.Image, shape: tuple[int, int], name: str | None = None
 ) -> tuple[Tensor, str]:
@@ -92,6 +94,7 @@ def fit_mask(
 
 
 @ordinary()
+@typed
 def to_channels(images: Tensor, channels: int, name: str = "image", tolerance: float = SAME_GREY[None]) -> Tensor:
     """Images (B, C, H, W) with 1 (grey) or 3 (RGB) channels: grey becomes RGB, and colour does not become grey.
 
@@ -104,6 +107,7 @@ def to_channels(images: Tensor, channels: int, name: str = "image", tolerance: f
     Raises:
         ValueError: Colour for a grey model; or other numbers of channels.
     """
+    check_tensor(name, images, "B", "C", "H", "W")
     found = images.shape[1]
     if found == channels:
         return images

@@ -11,7 +11,7 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from fcs_lab.checks import check_count, describe
+from fcs_lab.checks import check_count, check_tensor, describe, refuse_meta
 from fcs_lab.latent import LatentSpace
 
 __all__ = ["Preparation", "processor"]
@@ -49,6 +49,8 @@ class Preparation:
         for name, given in {"image": image, "mask_image": mask_image}.items():
             if given is None:
                 raise ValueError(f"{name} is missing; expected image and mask_image, or a constraint")
+            if isinstance(given, list | tuple) and not given:
+                raise ValueError(f"{name} is an empty list; expected at least one picture")
             for one in given if isinstance(given, list | tuple) else [given]:
                 _check_picture(name, one)
         levels = _levels(mask_image)
@@ -65,6 +67,9 @@ class Preparation:
                 raise ValueError("mask_image is empty: nothing is to be filled in; expected some white pixels")
             self.region = of_masks.get_crop_region(mask_image, width, height, pad=padding_mask_crop)
             how |= {"crops_coords": self.region, "resize_mode": "fill"}
+        for one in image if isinstance(image, list | tuple) else [image]:
+            if isinstance(one, Tensor):
+                check_tensor("image", one, *one.shape)
         images = self.processor.preprocess(image, **how).float()
         if images.shape[1] != channels:
             raise ValueError(
@@ -95,6 +100,8 @@ def processor(pipeline: DiffusionPipeline) -> VaeImageProcessor:
 def _check_picture(name: str, one: object) -> None:
     if not isinstance(one, Image.Image | np.ndarray | Tensor):
         raise TypeError(f"{name} is {describe(one)}; expected PIL images, arrays or tensors")
+    if not isinstance(one, Image.Image) and one.ndim < 2:
+        raise ValueError(f"{name} has shape {tuple(one.shape)}; expected height and width")
     if isinstance(one, Image.Image):
         try:
             one.load()
@@ -115,6 +122,10 @@ def _levels(mask: PipelineImageInput) -> Any:
     if isinstance(mask, Image.Image):
         return mask
     array = isinstance(mask, np.ndarray)
+    if array and mask.dtype.kind not in "biuf":
+        raise TypeError(f"mask_image is an array of {mask.dtype}; expected Booleans, whole or floating-point numbers")
+    if not array:
+        refuse_meta("mask_image", mask)
     values = torch.from_numpy(np.ascontiguousarray(mask)) if array else mask.detach().cpu()
     if array and values.ndim in (3, 4) and values.shape[-1] == 1:
         values = values.squeeze(-1)  # channels last

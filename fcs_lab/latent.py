@@ -20,7 +20,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
-from fcs_lab.checks import is_number
+from fcs_lab.checks import describe, is_number, typed
 from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, LinearConstraint
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.denoisers import (
@@ -103,7 +103,7 @@ class LatentSpace:
     @ordinary()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, h·factor, w·factor) about [-1, 1], unclipped, float32 at least."""
-        self.check_shape(latents, "latents", self.shape[0], 1)
+        self.check_shape(latents, "latents (x0)", self.shape[0], 1)
         z = self.unscaled(latents)
         with self._autoencoder() as vae:
             z = z.to(self.device, vae.dtype)
@@ -184,7 +184,7 @@ class LatentSpace:
 def network_of(pipeline: DiffusionPipeline) -> nn.Module:
     """A pipeline's denoising network: its U-Net or its transformer."""
     unet = getattr(pipeline, "unet", None)
-    return pipeline.transformer if unet is None else unet
+    return getattr(pipeline, "transformer", None) if unet is None else unet
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,8 @@ class LatentDenoiser(LatentSpace):
         negative_prompt: str | list[str] | None = None,
         guidance_scale: float = 1.0,
     ):
+        if getattr(pipeline, "vae", None) is None or network_of(pipeline) is None:
+            raise TypeError(f"pipeline is {describe(pipeline)}; expected a diffusers pipeline with a VAE")
         self.pipeline, self.scheduler = pipeline, scheduler
         config = self.network.config
         check_base_model(config, self.vae.config)
@@ -495,6 +497,7 @@ def _branches(wanted: list[Tensor], unwanted: list[Tensor | None], guided: bool)
     return [torch.stack(parts) for parts in zip(*([unwanted, wanted] if guided else [wanted]), strict=True)], guided
 
 
+@typed
 def encode(model: Denoiser, images: Tensor) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] as the model's x_0: encoded for a latent model, as they are for a pixel model.
 
@@ -503,6 +506,7 @@ def encode(model: Denoiser, images: Tensor) -> Tensor:
     return as_model(model).encode(images)
 
 
+@typed
 def decode(model: Denoiser, x0: Tensor) -> Tensor:
     """x̂_0 as images (B, C, H, W): decoded for a latent model, as it is for a pixel model."""
     return as_model(model).decode(x0)
@@ -513,6 +517,7 @@ def image_shape(model: Denoiser) -> tuple[int, ...]:
     return as_model(model).image_shape
 
 
+@typed
 def in_latents(task: Constraint, model: Denoiser) -> Constraint:
     """The task as the model's x̂_0 has to meet it: itself, or for a latent model `LatentInpainting` or `Decoded`."""
     return as_model(model).carry(task)
@@ -535,6 +540,7 @@ class LatentInpainting(LinearConstraint):
     """
 
     @ordinary()
+    @typed
     def __init__(self, image: ImageLike, mask: MaskLike, model: LatentSpace, *, keep_known: bool = False):
         task = Inpainting(image, mask)
         masked = task.y
@@ -582,8 +588,9 @@ class Decoded(ConstraintBase):
         ValueError: The task's images are of a size that the VAE's factor does not divide, or of other channels.
     """
 
+    @typed
     def __init__(self, task: Constraint, model: LatentSpace, *, derivative: Literal["backward", "forward"] = "backward"):
-        if derivative not in ("backward", "forward"):
+        if not isinstance(derivative, str) or derivative not in ("backward", "forward"):
             raise ValueError(f"derivative is {derivative!r}; expected 'backward' or 'forward'")
         self.task, self.model, self.derivative = task, model, derivative
         self.batch_size, self.shape = task.batch_size, None

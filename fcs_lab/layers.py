@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from fcs_lab.checks import is_int, is_number
+from fcs_lab.checks import check_count, check_tensor, is_int, is_number, refuse_meta, typed
 from fcs_lab.constraints import ConstraintBase
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
@@ -98,7 +98,14 @@ class LayeredComposite(ConstraintBase):
         fixed: Whether the masks are fixed, or inferred.
     """
 
+    @typed
     def __init__(self, composite: Tensor, masks: Tensor, known: Mapping[int, Tensor] | None = None, fixed: bool = True):
+        check_tensor("composite", composite, "B", "C", "H", "W")
+        check_tensor("masks", masks, len(composite), "K", *composite.shape[-2:])
+        for k, image in (known or {}).items():
+            if k not in range(masks.shape[1]):
+                raise ValueError(f"known has layer {k!r}; expected layers 0 to {masks.shape[1] - 1}")
+            check_tensor(f"known[{k}]", image, *composite.shape)
         self.composite, self.masks, self.known, self.fixed = composite, masks, dict(known or {}), fixed
         self.sampled = [k for k in range(masks.shape[1]) if k not in self.known]
         self.batch_size = len(composite) * len(self.sampled)
@@ -134,6 +141,7 @@ class LayeredComposite(ConstraintBase):
 
 
 @ordinary()
+@typed
 def infer_masks(
     composite: Tensor, layers: Tensor, temperature: float, smoothness: float = 0.0, scribbles: Tensor | None = None
 ) -> Tensor:
@@ -153,7 +161,14 @@ def infer_masks(
     Returns:
         (B, K, H, W).
     """
-    residual = (composite[:, None] - layers).square().mean(2)
+    check_tensor("composite", composite, "B", "C", "H", "W")
+    check_tensor("layers", layers, len(composite), "K", *composite.shape[1:])
+    if not is_number(temperature) or temperature <= 0:
+        raise ValueError(f"temperature is {temperature!r}; expected a positive number")
+    _check_smoothness(smoothness)
+    if scribbles is not None:
+        _check_scribbles(scribbles, composite, layers.shape[1])
+    residual = (composite[:, None] - layers).square().mean(2).detach()
     if scribbles is None:
         return (-_blurred(residual, smoothness) / (2 * temperature)).softmax(1)
     told = (scribbles >= 0)[:, None]
@@ -163,8 +178,11 @@ def infer_masks(
     return torch.where(told, one_hot, masks)
 
 
+@typed
 def late_inner_steps(num_inference_steps: int, inner_steps: int = 5) -> list[int]:
     """None at the first three tenths of the timesteps, where the masks cannot be told apart, `inner_steps` at each other."""
+    check_count("num_inference_steps", num_inference_steps, 1, 10_000)
+    check_count("inner_steps", inner_steps, 0, 10_000)
     return [inner_steps * (10 * step >= 3 * num_inference_steps) for step in range(num_inference_steps)]
 
 
@@ -342,8 +360,8 @@ def _check_temperature(temperature: tuple[float, float]) -> tuple[float, float]:
 
 
 def _check_smoothness(smoothness: float) -> float:
-    if not is_number(smoothness) or smoothness < 0:
-        raise ValueError(f"smoothness is {smoothness!r}; expected a number of at least 0")
+    if not is_number(smoothness) or not 0 <= smoothness <= 1000:
+        raise ValueError(f"smoothness is {smoothness!r}; expected a number of at least 0, and at most 1000 pixels")
     return float(smoothness)
 
 
@@ -392,6 +410,10 @@ def _array(value: Tensor | np.ndarray, name: str, y: Tensor, leading: tuple[int,
     """An array (…, H, W) for all composites, or one for each, as (B, …, H, W)."""
     if not isinstance(value, Tensor | np.ndarray):
         raise TypeError(f"{name} is a {type(value).__name__}; expected an array or a tensor")
+    if isinstance(value, Tensor):
+        refuse_meta(name, value)
+    elif value.dtype.kind not in "biuf":
+        raise TypeError(f"{name} is an array of {value.dtype}; expected Booleans, whole or floating-point numbers")
     value = torch.as_tensor(value).detach()
     one = (*leading, *y.shape[-2:])
     if tuple(value.shape) not in (one, (1, *one), (len(y), *one)):

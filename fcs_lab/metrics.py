@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from fcs_lab.checks import check_count, check_seed, check_tensor, describe, typed
 from fcs_lab.constraints import LinearConstraint
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model, levels_at
@@ -27,6 +28,7 @@ __all__ = [
 
 
 @ordinary()
+@typed
 def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of each image over the pixels where the mask is True.
 
@@ -37,20 +39,28 @@ def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,).
     """
+    _check_pair(images, truth)
+    if mask.dtype != torch.bool or mask.is_meta or not _broadcasts(mask, (len(images), 1, *images.shape[-2:])):
+        raise ValueError(f"mask is {describe(mask)}; expected a Boolean one that fits images {tuple(images.shape)}")
     weight = mask.expand_as(images).to(images.dtype).flatten(1)
+    if not bool((weight.sum(1) > 0).all()):
+        raise ValueError("mask is False everywhere in an image; expected at least one pixel")
     return ((images - truth).square().flatten(1) * weight).sum(1) / weight.sum(1)
 
 
 @ordinary()
+@typed
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, 10 log₁₀(2²/mean squared error): (B, C, H, W) in [-1, 1] -> (B,).
 
     Infinite where an image is the truth itself.
     """
+    _check_pair(images, truth)
     return _decibels((images - truth).square().flatten(1).mean(1))
 
 
 @ordinary()
+@typed
 def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
     """The data-consistency error of each image: the root mean square of A x − y, in the images' units.
 
@@ -61,19 +71,24 @@ def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
     Returns:
         (B,).
     """
+    check_tensor("images", images, "B", *(task.shape or ("C", "H", "W")))
     task = task.to(images.device, images.dtype)
     return (task.A(images) - task.y).square().flatten(1).mean(1).sqrt()
 
 
 @torch.no_grad()
 @ordinary()
+@typed
 def accuracy(classifier: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images (B, 1, 32, 32) whose largest logit is that of their label (B,)."""
+    check_tensor("images", images, "B", "C", "H", "W")
+    check_tensor("labels", labels, len(images), like="any")
     return (classifier(images.float()).argmax(1) == labels).float().mean().item()
 
 
 @torch.no_grad()
 @ordinary()
+@typed
 def denoising_loss(
     model: Denoiser, images: Tensor, *, timesteps: Sequence[int] = (100, 300, 500), noises: int = 4, seed: int = 0
 ) -> Tensor:
@@ -92,9 +107,16 @@ def denoising_loss(
     Returns:
         (B,).
     """
+    check_tensor("images", images, "B", "C", "H", "W")
+    check_count("noises", noises, 1)
+    check_seed(seed)
+    if not len(timesteps):
+        raise ValueError("timesteps is empty; expected at least one")
     model = as_model(model).snapshot()
+    if tuple(images.shape[1:]) != tuple(model.image_shape) and not model.any_size:
+        raise ValueError(f"images has shape {tuple(images.shape)}; the model makes {tuple(model.image_shape)}")
     x0 = model.encode(images)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     losses = []
     for t in timesteps:
         signal, noise = levels_at(model, t, x0)
@@ -107,6 +129,7 @@ def denoising_loss(
 
 
 @ordinary()
+@typed
 def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
     """The mean of some values, and its standard error where those of one group are not independent.
 
@@ -122,6 +145,7 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
     """
     if values.ndim != 1 or len(values) != len(groups):
         raise ValueError(f"values has shape {tuple(values.shape)} and groups {len(groups)} entries; expected as many")
+    check_tensor("values", values, "n")
     mean = values.double().mean()
     index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     sums = torch.zeros(len(index), dtype=torch.float64)
@@ -132,6 +156,7 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
 
 
 @ordinary()
+@typed
 def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
     """Which of the layers found is which of the true ones: the permutation of least squared error.
 
@@ -141,10 +166,12 @@ def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
     Returns:
         int64 (B, K): `layers[b, match[b, k]]` is the true layer k.
     """
+    _check_pair(layers, truth, "layers", "K")
     return _assign((layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1)))
 
 
 @ordinary()
+@typed
 def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
     """PSNR of each composite's layers together, hidden parts included, under the best permutation of the layers.
 
@@ -154,11 +181,13 @@ def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
     Returns:
         10 log10(2²/MSE), the error averaged over a composite's layers, (B,).
     """
+    _check_pair(layers, truth, "layers", "K")
     error = (layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1))
     return _decibels(error.gather(2, _assign(error)[..., None]).mean((1, 2)))
 
 
 @ordinary()
+@typed
 def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     """Intersection over union of the masks, averaged over the layers, under their best permutation.
 
@@ -172,7 +201,10 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     Returns:
         (B,) in [0, 1].
     """
-    K = masks.shape[1]
+    check_tensor("masks", masks, "B", "K", "H", "W")
+    check_tensor("truth", truth, *masks.shape)
+    B, K, H, W = masks.shape
+    check_tensor("true_layers", true_layers, B, K, "C", H, W)
     counted = ((true_layers.amax(1) - true_layers.amin(1)).amax(1) > 0.1).unsqueeze(1)
     found, true = (
         (torch.nn.functional.one_hot(m.argmax(1), K).movedim(-1, 1).bool() & counted).flatten(2).double()
@@ -182,6 +214,15 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     either = true.sum(2)[:, :, None] + found.sum(2)[:, None] - both
     iou = both / either.clamp_min(1)
     return iou.gather(2, _assign(-iou)[..., None]).mean((1, 2))
+
+
+def _check_pair(images: Tensor, truth: Tensor, name: str = "images", *leading: str) -> None:
+    check_tensor(name, images, "B", *leading, "C", "H", "W")
+    check_tensor("truth", truth, *images.shape)
+
+
+def _broadcasts(mask: Tensor, shape: tuple[int, ...]) -> bool:
+    return mask.ndim <= len(shape) and all(n in (1, m) for n, m in zip(mask.shape[::-1], shape[::-1], strict=False))
 
 
 def _assign(cost: Tensor) -> Tensor:

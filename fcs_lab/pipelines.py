@@ -14,7 +14,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from torch import Tensor
 
-from fcs_lab.checks import check_count, is_int, is_number
+from fcs_lab.checks import check_count, check_generator, describe, is_int, is_number
 from fcs_lab.constrained import ConstrainedRun, check_pipeline, constrained
 from fcs_lab.constraints import Constraint, Inpainting
 from fcs_lab.directions import EVALUATIONS
@@ -200,14 +200,21 @@ class FastConstrainedPipeline:
             raise ValueError("masked_image_latents is given, which only an inpainting model has a use for: leave it out")
         if not is_number(strength) or strength != 1:
             raise ValueError(f"strength is {strength!r}; expected 1.0: the method starts from noise, not from the image")
-        if output_type not in ("pil", "np", "pt", "latent"):
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is {output_type!r}; expected 'pil', 'np', 'pt' or 'latent'")
         if guidance_scale is not None and not is_number(guidance_scale):
             raise ValueError(f"guidance_scale is {guidance_scale!r}; expected a number, or None")
         if clip_skip is not None and not hasattr(getattr(pipe, "text_encoder", None), "text_model"):
             raise ValueError(f"clip_skip is {clip_skip}, which diffusers cannot honour with this version of transformers")
+        for name in ("prompt", "negative_prompt"):
+            texts = arguments[name] if isinstance(arguments[name], list) else [arguments[name]]
+            if not all(isinstance(one, str | None) for one in texts) or not texts:
+                raise TypeError(f"{name} is {describe(arguments[name])}; expected a text, a list of texts, or None")
+        if None not in (prompt, negative_prompt) and type(prompt) is not type(negative_prompt):
+            raise TypeError(f"negative_prompt is {negative_prompt!r} for prompt {prompt!r}; expected two texts or two lists")
+        check_generator(generator)
         check_count("num_inference_steps", num_inference_steps, 1)
-        each = check_count("num_images_per_prompt", num_images_per_prompt, 1)
+        each = check_count("num_images_per_prompt", num_images_per_prompt, 1, 1024)
         asked = {name: arguments[name] for name in PASSED_ON} | others
         if prompt is None and prompt_embeds is None:
             asked["prompt"] = ""
@@ -237,6 +244,8 @@ class FastConstrainedPipeline:
         names = callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             names = callback_on_step_end.tensor_inputs
+        if not isinstance(direction, str):
+            raise TypeError(f"direction is {describe(direction)}; expected a name such as 'newton'")
         if direction in EVALUATIONS:
             result, latents = self._constrained(constraint, direction, settings, asked, names)
         else:
@@ -313,6 +322,8 @@ class FastConstrainedPipeline:
         for name, side in {"height": height, "width": width}.items():
             if not is_int(side) or side < 1:
                 raise ValueError(f"{name} is {side!r}; expected a positive whole number")
+            if side > 2**16:
+                raise ValueError(f"{name} is {side}; expected at most {2**16}")
             if side % factor:
                 near = max(factor, round(side / factor) * factor)
                 raise ValueError(f"{name} is {side}; the VAE needs a multiple of {factor}: the nearest is {near}")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from fcs_lab.checks import check_count, check_tensor, is_number, typed
 from fcs_lab.sampler import Result
 
 __all__ = ["colour_masks", "direction_grid", "image_grid", "plot_error", "show", "trajectory"]
@@ -35,23 +36,44 @@ class Figure(MatplotlibFigure):
     _repr_png_ = png
 
 
+@typed
 def show(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
     """Draw an image (C, H, W) in [-1, 1], the pixels under the mask (1, H, W) in orange."""
+    check_tensor("image", image, "C", "H", "W")
+    if mask is not None:
+        check_tensor("mask", mask, 1, *image.shape[-2:], like="any")
     pixels = (image.detach().float().cpu().clamp(-1, 1) / 2 + 0.5).permute(1, 2, 0).numpy()
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
     if mask is not None:
-        pixels[mask[0].cpu().numpy()] = HIDDEN
+        pixels[mask[0].bool().cpu().numpy()] = HIDDEN
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
+@typed
 def colour_masks(masks: Tensor) -> Tensor:
     """Soft masks (..., K, H, W) that sum to 1 as images (..., 3, H, W) in [-1, 1]: Σ m_k times the colour of layer k."""
+    if masks.ndim < 3:
+        raise ValueError(f"masks has shape {tuple(masks.shape)}; expected (..., K, H, W)")
+    check_tensor("masks", masks, *masks.shape)
     colours = masks.new_tensor([LAYER_COLOURS[k % len(LAYER_COLOURS)] for k in range(masks.shape[-3])])
     return torch.einsum("...khw,kc->...chw", masks, colours) * 2 - 1
 
 
+def _columns(rows: Mapping[str, Tensor], titles: Sequence[str] | None) -> int:
+    """How many columns the rows have, once each has images and there is a title for each column."""
+    if not rows:
+        raise ValueError("rows is empty; expected at least one")
+    for label, images in rows.items():
+        check_tensor(f"rows[{label!r}]", images, "N", "C", "H", "W")
+    count = max(map(len, rows.values()))
+    if titles is not None and (isinstance(titles, str) or len(titles) < count):
+        raise ValueError(f"column_titles is {titles!r}; expected a list of {count}")
+    return count
+
+
+@typed
 def image_grid(
     rows: Mapping[str, Tensor],
     masks: Mapping[str, Tensor] | None = None,
@@ -66,7 +88,7 @@ def image_grid(
         column_titles: One above each column.
         title: Above all.
     """
-    count = max(len(images) for images in rows.values())
+    count = _columns(rows, column_titles)
     head = 0.1 + 0.3 * (title is not None) + 0.22 * (column_titles is not None)
     label_width = 0.3 + 0.075 * max(len(line) for label in rows for line in label.splitlines())
     width, height = label_width + 0.75 * count + 0.1, 0.75 * len(rows) + head
@@ -103,6 +125,7 @@ def _set_title(figure: Figure, title: str | None) -> None:
         figure.text(0.5, 1 - 0.08 / figure.get_figheight(), title, ha="center", va="top", fontsize=10)
 
 
+@typed
 def direction_grid(
     rows: Mapping[str, Tensor],
     *,
@@ -127,10 +150,14 @@ def direction_grid(
         title: Above all.
         size: Of a panel, in inches.
     """
-    count = max(len(row) for row in rows.values())
+    count = _columns(rows, column_titles)
     head = 0.12 + 0.26 * (title is not None) + 0.24 * (column_titles is not None)
     under = 0.2
     label_width = 0.25 + 0.075 * max(len(line) for label in rows for line in label.splitlines())
+    if not is_number(size) or not 0 < size <= 100:
+        raise ValueError(f"size is {size!r}; expected inches, a positive number")
+    if pixels is not None and (isinstance(pixels, str) or len(pixels) < count):
+        raise ValueError(f"pixels is {pixels!r}; expected a (row, column) or None for each of {count} columns")
     width, height = label_width + (size + 0.08) * count, head + (size + under) * len(rows)
     figure = Figure(figsize=(width, height))
     for r, (label, row) in enumerate(rows.items()):
@@ -174,6 +201,18 @@ def _plane(values: Tensor) -> Tensor:
     return tiles.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
+def _check_results(results: Mapping[str, Result], image: int) -> int:
+    """That there are results, and that all have this image."""
+    if not results:
+        raise ValueError("results is empty; expected at least one")
+    check_count("image", image, 0)
+    fewest = min(len(result.x0) for result in results.values())
+    if image >= fewest:
+        raise ValueError(f"image is {image}; the results have {fewest}, so expected 0 to {fewest - 1}")
+    return int(image)
+
+
+@typed
 def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: int = 0) -> Figure:
     """‖e‖_2 of one image over the whole run, against the evaluations spent.
 
@@ -182,6 +221,7 @@ def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: i
         axes: Draw there; None makes a figure.
         image: Which image of the batch.
     """
+    image = _check_results(results, image)
     if axes is None:
         axes = Figure(figsize=(5, 2.8), layout="constrained").add_subplot()
     for label, result in results.items():
@@ -195,12 +235,15 @@ def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: i
     return axes.figure
 
 
+@typed
 def trajectory(results: Mapping[str, Result], image: int = 0, columns: int = 10) -> Figure:
     """x̂_0 of one image over the timesteps, a row for each result (sampled with `trace_x0=True`).
 
     Raises:
         ValueError: A result was sampled without `trace_x0=True`.
     """
+    image = _check_results(results, image)
+    check_count("columns", columns, 1)
     rows, titles = {}, []
     for label, result in results.items():
         entries = [entry for entry in result.trace if entry.x0 is not None]

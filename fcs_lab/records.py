@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fcs_lab.checks import check_seed, typed
 from fcs_lab.zoo import WEIGHTS
 
 __all__ = ["save_figure", "save_record"]
 
 
+@typed
 def save_record(
     path: str | Path,
     *,
@@ -36,6 +38,13 @@ def save_record(
         numbers: What is shown; the same whenever the command is run again on the same machine.
         timings: Seconds and what follows from them; kept apart, because they are not.
     """
+    seed = check_seed(seed)
+    if Path(path).is_dir():
+        raise ValueError(f"path is {str(path)!r}, a folder; expected a file")
+    try:
+        json.dumps([settings, numbers, timings])
+    except TypeError as error:
+        raise TypeError(f"settings, numbers or timings cannot be written as JSON: {error}") from error
     names = [model] if isinstance(model, str) else list(model)
     weights = [path for name in names for path in sorted((WEIGHTS / name).rglob("*.safetensors"))]
     record = {
@@ -57,6 +66,7 @@ def save_record(
     return record
 
 
+@typed
 def save_figure(figure: Any, path: str | Path, **record: Any) -> None:
     """Write a matplotlib figure as PNG and PDF with its record beside them.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1
-from fcs_lab.checks import is_int, is_number
+from fcs_lab.checks import check_flag, check_function, check_generator, check_tensor, is_int, is_number
 from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, left_as_found
@@ -78,8 +78,8 @@ class Settings:
         if self.eta is not None and not (is_number(self.eta) and self.eta >= 0):
             raise ValueError(f"eta is {self.eta!r}; expected a number of at least 0, or None")
         counts = self.inner_steps if isinstance(self.inner_steps, Sequence) else [self.inner_steps]
-        if not all(is_int(count) and count >= 0 for count in counts):
-            raise ValueError(f"inner_steps is {self.inner_steps!r}; expected whole numbers of at least 0")
+        if not all(is_int(count) and 0 <= count <= 10_000 for count in counts):
+            raise ValueError(f"inner_steps is {self.inner_steps!r}; expected whole numbers of at least 0, at most 10000")
         if isinstance(self.inner_steps, Sequence) and len(counts) != self.num_inference_steps:
             raise ValueError(
                 f"inner_steps has {len(counts)} entries; expected one for each of {self.num_inference_steps} timesteps"
@@ -164,6 +164,10 @@ def sample(
     """
     model = as_model(model)
     check_task(task)
+    if callback_on_step_end is not None:
+        check_function("callback_on_step_end", callback_on_step_end, 4)
+    for name, value in {"trace_x0": trace_x0, "progress": progress}.items():
+        check_flag(name, value)
     trained = model.scheduler.config.num_train_timesteps
     settings = Settings(num_inference_steps, inner_steps, step_size, direction, fd_step, regularization, eta, trained)
     # x_t and all that is done to it stay in float32 at least; only the network runs in half precision.
@@ -243,11 +247,11 @@ def _check_batch(
 ) -> tuple[tuple[int, ...], int]:
     """The shape of x̂_0 and the number of images, after checking that all agree on them."""
     listed = len(generator) if isinstance(generator, list) else None
-    for one in generator if listed is not None else [] if generator is None else [generator]:
-        if not isinstance(one, torch.Generator):
-            raise TypeError(f"generator holds {one!r}; expected a torch.Generator, or a list with one an image")
+    check_generator(generator)
     if x_T is not None and (not isinstance(x_T, Tensor) or x_T.ndim != 4 or not x_T.is_floating_point()):
         raise TypeError(f"x_T is {x_T!r}; expected a floating-point tensor (B, {', '.join(map(str, model.shape))})")
+    if x_T is not None:
+        check_tensor("x_T", x_T, *x_T.shape)
     described = None if task is None else task.batch_size
     prompts = model.num_prompts or 1
     given = None if x_T is None else len(x_T)
@@ -293,6 +297,7 @@ def _schedule(model: Model, scheduler: SchedulerMixin | None, num_inference_step
 def _step_sizes(step_size: StepSize, t: float, K: int) -> list[float]:
     """λ_1 … λ_K at timestep t."""
     if callable(step_size):
+        check_function("step_size", step_size, 2)
         sizes = [step_size(t, k) for k in range(K)]
     elif isinstance(step_size, Sequence) and len(step_size) == 2 and all(map(is_number, step_size)):
         first, last = step_size

@@ -16,6 +16,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
+from fcs_lab.checks import typed
+
 __all__ = ["Schedule", "check_scheduler", "is_flow", "read_schedule", "same_levels"]
 
 SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -80,6 +82,7 @@ def check_scheduler(scheduler: object) -> None:
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether the scheduler is a rectified flow's, by its class or its configuration."""
+    check_scheduler(scheduler)
     config = scheduler.config
     return (
         type(scheduler).__name__.startswith("FlowMatch")
@@ -88,6 +91,7 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
     )
 
 
+@typed
 def read_schedule(
     scheduler: SchedulerMixin,
     num_inference_steps: int | None = None,
@@ -114,6 +118,8 @@ def read_schedule(
     """
     check_scheduler(scheduler)
     config = scheduler.config
+    if num_inference_steps is None and timesteps is None and sigmas is None:
+        raise ValueError("num_inference_steps is None; expected a number, or timesteps or sigmas of one's own")
     for field, harmless in UNREADABLE.items():
         if config.get(field, harmless) != harmless:
             raise ValueError(
@@ -137,6 +143,8 @@ def read_schedule(
 
 def same_levels(one: SchedulerMixin, other: SchedulerMixin) -> bool:
     """Whether two schedulers have the same noise schedule; two rectified flows always have."""
+    for scheduler in (one, other):
+        check_scheduler(scheduler)
     if is_flow(one) or is_flow(other):
         return is_flow(one) and is_flow(other)
     a, b = one.alphas_cumprod.cpu(), other.alphas_cumprod.cpu()

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from fcs_lab.checks import describe
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import UNetDenoiser
 from fcs_lab.latent import LatentDenoiser
@@ -149,6 +150,8 @@ HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "r
 
 def _look_up(name: str | Path, config: str | Path | None, **hub: Any) -> tuple[Path | str, dict[str, Any]]:
     """Where a model is (a folder, a file, a hub id), and its model_index.json."""
+    if config is not None and not isinstance(config, str | Path):
+        raise TypeError(f"config is {describe(config)}; expected a folder")
     if not isinstance(name, str | Path) or not str(name):
         raise TypeError(f"name is {name!r}; expected a bundled model's name, a folder, a .safetensors file, or a hub id")
     if str(name) in BUNDLED:
@@ -186,6 +189,8 @@ def _look_up(name: str | Path, config: str | Path | None, **hub: Any) -> tuple[P
 def _read_pipeline(
     source: Path | str, index: dict[str, Any], config: str | Path | None, *, variant: str | None = None, **options: Any
 ) -> DiffusionPipeline:
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise ValueError(f"variant is {describe(variant)}; expected a name such as 'fp16', or None")
 
     def kind() -> type[DiffusionPipeline]:
         return getattr(diffusers, OWN_PIPELINES.get(index["_class_name"], index["_class_name"]))
@@ -262,7 +267,7 @@ def checkpoints(name: str) -> list[Path]:
         ValueError: Not a bundled model.
         FileNotFoundError: This installation came without them.
     """
-    if name not in BUNDLED:
+    if not isinstance(name, str) or name not in BUNDLED:
         raise ValueError(f"name is {name!r}; {_offered()}")
     folders = sorted((WEIGHTS / f"{name}-checkpoints").glob("step-*"))
     if not folders:

@@ -612,7 +612,6 @@ def count_calls(pipe):
     [
         (lambda: inpainting(1, 32, 32), SHORT, r"the task's images are \(3, 32, 32\); the pipeline makes \(3, 32, 48\)"),
         (lambda: inpainting(1, 32, 48), {"num_inference_steps": 2}, r"the pipeline makes \(3, 32, 32\)"),
-        (lambda: fcs_lab.Inpainting(torch.zeros(1, 1, H, W), right_half()), SHORT, r"images are \(1, 32, 48\)"),
         (lambda: inpainting(3), SHORT, r"the task describes 3 images; the pipeline makes 1"),
         (lambda: fcs_lab.CostConstraint(lambda x0: torch.zeros(len(x0))), SHORT, r"does not depend differentiably"),
     ],

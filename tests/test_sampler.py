@@ -289,7 +289,7 @@ def test_the_callers_scheduler_is_left_as_it_was(mixture):
         ({"regularization": -1}, ValueError, "regularization is -1"),
         ({"eta": -0.5}, ValueError, "eta is -0.5"),
         ({"scheduler": EDMEulerScheduler()}, ValueError, "EDMEulerScheduler whose sigma_data is 0.5"),
-        ({"scheduler": "ddim"}, TypeError, "scheduler is 'ddim'; expected one of diffusers' schedulers"),
+        ({"scheduler": "ddim"}, TypeError, "scheduler is 'ddim'; expected SchedulerMixin"),
         ({"generator": (torch.Generator(),)}, TypeError, "generator holds .*; expected a torch.Generator, or a list"),
         ({"scheduler": DDIMScheduler(beta_schedule="squaredcos_cap_v2")}, ValueError, "another noise schedule"),
         ({"generator": 0}, TypeError, "generator holds 0"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fcs_lab.checks import check_tensor, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, exact, gradient, newton, norm_inf
@@ -34,10 +35,11 @@ class Compared:
 
 
 @ordinary()
+@typed
 def compare_directions(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     e: Tensor,
     known: Tensor | None = None,
     *,
@@ -72,6 +74,8 @@ def compare_directions(
     for name, value in (("fd_step", fd_step), ("step_size", step_size)):
         if not value > 0:
             raise ValueError(f"{name} is {value!r}; expected a positive number")
+    if known is not None:
+        check_tensor("known", known, *e.shape, like="any")
     known = (e != 0).to(e) if known is None else known.to(e)
     f = CountedDenoiser(denoiser, keep_graph=True)
     x0 = f(x_t, t)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcs_lab.checks import is_number
+from fcs_lab.checks import is_number, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, at_least_float32, networks_of
 from fcs_lab.directions import CountedDenoiser
@@ -72,6 +72,7 @@ class FdError:
 
 
 @ordinary()
+@typed
 def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     """A copy of the denoiser, its networks and tensors in `dtype`; the denoiser is left as it was.
 
@@ -103,10 +104,11 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
 
 
 @ordinary()
+@typed
 def measure_fd_error(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     e: Tensor,
     *,
     h: Sequence[float] = STEPS,
@@ -175,10 +177,11 @@ def measure_fd_error(
 
 
 @ordinary()
+@typed
 def suggest_fd_step(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     dtype: torch.dtype | None = None,
     e: Tensor | None = None,
     scheme: str = "forward",
@@ -240,7 +243,7 @@ class _Autocast:
 
 
 def _differences(
-    f: Denoiser, x_t: Tensor, t: int, unit: Tensor, steps: np.ndarray, schemes: Sequence[str], one_batch: bool
+    f: Denoiser, x_t: Tensor, t: int | float, unit: Tensor, steps: np.ndarray, schemes: Sequence[str], one_batch: bool
 ) -> dict[str, Tensor]:
     """Scheme -> the differences for J unit at every step, (H, C, H, W) in float64; a point is evaluated once."""
     multiples = sorted({multiple for scheme in schemes for multiple in SCHEMES[scheme]} - {0})
@@ -255,7 +258,7 @@ def _differences(
     return {name: sum(weight * at[k] for k, weight in SCHEMES[name].items()) / h for name in schemes}
 
 
-def _truth(exact: Denoiser, x_t: Tensor, t: int, unit: Tensor) -> Tensor:
+def _truth(exact: Denoiser, x_t: Tensor, t: int | float, unit: Tensor) -> Tensor:
     """J unit by forward mode through the float64 copy of the denoiser, once that is proved to be float64 throughout."""
     with torch.no_grad():
         try:

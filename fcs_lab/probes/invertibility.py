@@ -19,7 +19,7 @@ from scipy.sparse.linalg import aslinearoperator, gmres
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.checks import check_count
+from fcs_lab.checks import check_count, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import CountedDenoiser, newton, norm_inf
@@ -151,10 +151,11 @@ class Invertibility:
 
 
 @ordinary()
+@typed
 def measure_invertibility(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     e: Tensor | None = None,
     *,
     J: np.ndarray | None = None,
@@ -203,7 +204,7 @@ def measure_invertibility(
     if not radii or not all(0 < a < b < math.inf for a, b in zip([radii[0] / 2, *radii], radii, strict=False)):
         raise ValueError(f"radii is {radii!r}; expected positive, increasing numbers")
     for name, count in (("n_random", n_random), ("n_singular", n_singular), ("bisections", bisections)):
-        check_count(name, count, 0)
+        check_count(name, count, 0, 10_000)
     _check_solver(starts, tolerance, max_iterations, max_krylov)
     if e is not None:
         e = check_direction("e", e, x_t)
@@ -288,10 +289,11 @@ def _grow(solve: Callable[[float, Tensor | None], Solve], radii: list[float], bi
 
 
 @ordinary()
+@typed
 def find_displacement(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     move: Tensor,
     *,
     guess: Tensor | None = None,
@@ -367,10 +369,11 @@ def find_displacement(
 
 
 @ordinary()
+@typed
 def measure_linear_reach(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     e: Tensor,
     *,
     error: float = 0.1,
@@ -438,7 +441,7 @@ class _End:
 def _newton_krylov(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     target: Tensor,
     delta: Tensor,
     inverse: np.ndarray | None,
@@ -492,6 +495,6 @@ def _image(v: np.ndarray, like: Tensor) -> Tensor:
 
 def _check_solver(starts: int, tolerance: float | None, max_iterations: int, max_krylov: int) -> None:
     for name, count in (("starts", starts), ("max_iterations", max_iterations), ("max_krylov", max_krylov)):
-        check_count(name, count, 1)
+        check_count(name, count, 1, 10_000)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance!r}; expected a number between 0 and 1, or None")

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fcs_lab.checks import refuse_meta, typed
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.denoisers import Denoiser, as_model, at_least_float32, levels_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
@@ -47,17 +48,18 @@ class JacobianOperator(LinearOperator):
     """
 
     @ordinary()
+    @typed
     def __init__(
         self,
         denoiser: Denoiser,
         x_t: Tensor,
-        t: int,
+        t: int | float,
         method: Literal["jvp", "fd"] = "jvp",
         *,
         fd_step: float | None = None,
         batch_size: int = 32,
     ):
-        if method not in ("jvp", "fd"):
+        if not isinstance(method, str) or method not in ("jvp", "fd"):
             raise ValueError(f"method is {method!r}; expected 'jvp' or 'fd'")
         if fd_step is not None and not fd_step > 0:
             raise ValueError(f"fd_step is {fd_step!r}; expected a positive number, or None")
@@ -166,6 +168,7 @@ def check_point(denoiser: Denoiser, x_t: Tensor, t: int | float) -> Tensor:
     """
     if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
         raise TypeError(f"x_t is {x_t.dtype if isinstance(x_t, Tensor) else x_t!r}; expected a floating-point tensor")
+    refuse_meta("x_t", x_t)
     any_size = as_model(denoiser).any_size and x_t.ndim == 4
     shape = (denoiser.shape[0], *x_t.shape[2:]) if any_size else tuple(denoiser.shape)
     if tuple(x_t.shape) != (1, *shape):
@@ -189,6 +192,7 @@ def check_vector(name: str, v: Tensor, x_t: Tensor) -> Tensor:
     """
     if not isinstance(v, Tensor) or not v.is_floating_point():
         raise TypeError(f"{name} is {v.dtype if isinstance(v, Tensor) else v!r}; expected a floating-point tensor")
+    refuse_meta(name, v)
     if v.shape != x_t.shape:
         raise ValueError(f"{name} has shape {tuple(v.shape)}; expected x_t's, {tuple(x_t.shape)}")
     if not bool(v.isfinite().all()):

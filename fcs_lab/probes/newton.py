@@ -7,6 +7,7 @@ Newton step, and ‖e − J δ‖/‖e‖ is its forcing term (Dembo, Eisenstat,
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
-from fcs_lab.checks import is_int, is_number
+from fcs_lab.checks import check_count, is_number, refuse_meta, typed
 from fcs_lab.constraints import Constraint
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
@@ -79,10 +80,11 @@ class Convergence:
 
 
 @ordinary()
+@typed
 def measure_forcing_term(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     e: Tensor,
     *,
     step_sizes: Sequence[float] | None = None,
@@ -147,6 +149,7 @@ def measure_forcing_term(
     return ForcingTerm(step_sizes, forcing, best_step_size, best_forcing, size)
 
 
+@typed
 def forcing_bound(J: np.ndarray, step_sizes: Sequence[float]) -> ForcingBound:
     """max |1 − λμ²| over the eigenvalues of a dense J, and ‖I − λJ²‖_2, which it bounds only if J is normal.
 
@@ -186,10 +189,11 @@ def forcing_bound(J: np.ndarray, step_sizes: Sequence[float]) -> ForcingBound:
 
 
 @ordinary()
+@typed
 def measure_convergence(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: int | float,
     task: Constraint,
     *,
     steps: int = 20,
@@ -214,9 +218,9 @@ def measure_convergence(
         TypeError, ValueError: An argument does not fit.
     """
     x_t = check_point(denoiser, x_t, t)
-    if not is_int(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; expected a whole number of at least 1")
-    sizes = _step_sizes([step_size] * steps if is_number(step_size) else step_size, "step_size")
+    check_count("steps", steps, 1, 10_000)
+    one = isinstance(step_size, numbers.Real)
+    sizes = _step_sizes([step_size] * steps if one else step_size, "step_size")
     if len(sizes) != steps:
         raise ValueError(f"step_size has {len(sizes)} entries; expected one for each of {steps} steps")
     for name, value, known in (("rule", rule, ("fixed", "infinity")), ("direction", direction, ("newton", "gradient"))):
@@ -244,7 +248,8 @@ def measure_convergence(
 
 
 def _weights(within: Tensor, e: Tensor) -> np.ndarray:
-    if not isinstance(within, Tensor) or not bool(within.isfinite().all()):
+    refuse_meta("within", within)
+    if within.is_complex() or not bool(within.isfinite().all()):
         raise TypeError(f"within is {within!r}; expected a tensor of finite weights")
     try:
         return within.to(e).expand_as(e).double().flatten().cpu().numpy()
@@ -255,6 +260,8 @@ def _weights(within: Tensor, e: Tensor) -> np.ndarray:
 
 
 def _step_sizes(step_sizes: Sequence[float], name: str = "step_sizes") -> np.ndarray:
+    if isinstance(step_sizes, str | bytes):
+        raise TypeError(f"{name} is {step_sizes!r}; expected numbers")
     for one in step_sizes:
         if not is_number(one) or one < 0:
             raise ValueError(f"{name} has {one!r}; expected numbers of at least 0")

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from fcs_lab.checks import is_int
+from fcs_lab.checks import is_int, refuse_meta
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.probes.jacobian import JacobianOperator
@@ -128,6 +128,8 @@ def cosine_of(a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> float:
 def _direction(e: Tensor | np.ndarray, D: int, dtype: np.dtype) -> np.ndarray:
     if not isinstance(e, Tensor | np.ndarray):
         raise TypeError(f"e is {e!r}; expected an image (1, C, H, W) or a vector ({D},)")
+    if isinstance(e, Tensor):
+        refuse_meta("e", e)
     vector = np.asarray(e.detach().cpu() if isinstance(e, Tensor) else e)
     if vector.size != D:
         raise ValueError(f"e has shape {tuple(e.shape)}; expected {D} entries, as many as x_t has")

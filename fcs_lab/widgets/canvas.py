@@ -12,14 +12,17 @@ import traitlets
 from PIL import Image
 from torch import Tensor
 
+from fcs_lab.checks import check_count, typed
 from fcs_lab.images import to_mask, to_pil
 from fcs_lab.plots import HIDDEN, LAYER_COLOURS
 
 __all__ = ["MaskPainter", "PixelPicker", "ScribblePainter", "png"]
 
 
+@typed
 def png(image: Image.Image, zoom: int = 1) -> bytes:
     """A PIL image as PNG, each pixel made `zoom` pixels wide and high."""
+    check_count("zoom", zoom, 1, 256)
     buffer = io.BytesIO()
     image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()

@@ -281,12 +281,11 @@ class _Call:
         network = network_of(self.run.pipe)
         # A quantised network has no floating dtype of its own; it computes in that of its inputs.
         self.dtype = self.autocast or (network.dtype if network.dtype in FD_STEP else x.dtype)
-        direction, eta = self.settings.direction_of(self.dtype), self.settings.eta_of(self.schedule)
-        λ, trace_x0 = self.λ, self.run.trace_x0
-        self.watch = Watch(self, self.task, self.schedule, λ, direction, self.generator, eta, trace_x0, None)
+        self.watch = watch = Watch(self, self.task, self.schedule, self.generator, self.run.trace_x0, None)
+        watch.λ, watch.along = self.λ, self.settings.direction_of(self.dtype)
+        watch.eta = self.settings.eta_of(self.schedule)
         x = x.to(self.state_dtype, copy=True)
-        watch = self.watch
-        self.method = algorithm_1(x, self.schedule.timesteps, λ, watch.error, watch.direction, watch.step)
+        self.method = algorithm_1(x, self.schedule.timesteps, watch.λ, watch.error, watch.direction, watch.step)
         self.point, _ = next(self.method)
 
     @ordinary()

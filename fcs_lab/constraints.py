@@ -26,6 +26,7 @@ __all__ = [
     "CostConstraint",
     "Inpainting",
     "LinearConstraint",
+    "Selection",
     "SuperResolution",
     "blur",
     "downsample",
@@ -113,6 +114,15 @@ class LinearConstraint(ConstraintBase):
         self._measure(y)
 
     @ordinary()
+    def pinv(self, v: Tensor) -> Tensor:
+        """A⁺ v = Aᵀ (A Aᵀ)⁺ v, by conjugate gradients: measurements (B, …) -> images (B, C, H, W)."""
+        return self.A_adjoint(_conjugate_gradients(lambda w: self.A(self.A_adjoint(w)), v))
+
+    def prox(self, x: Tensor, weight: float) -> Tensor:
+        """argmin_z ½‖A z − y‖² + ½ weight ‖z − x‖² for images x (B, C, H, W) and weight > 0, by conjugate gradients."""
+        known = self.A_adjoint(self.y) + weight * x
+        return _conjugate_gradients(lambda z: self.A_adjoint(self.A(z)) + weight * z, known)
+
     def _measure(self, y: Tensor) -> None:
         """Take y, once A and A_adjoint (methods, in a subclass) are usable."""
         self.y = y
@@ -159,7 +169,21 @@ class _EachChannel(LinearConstraint):
         return other
 
 
-class Inpainting(_EachChannel):
+class Selection(LinearConstraint):
+    """A x = known ⊙ x for a mask of 0 and 1, in pixels or in latent cells: what else needs A has it in closed form."""
+
+    known: Tensor
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.known * x
+
+    A_adjoint = pinv = A
+
+    def prox(self, x: Tensor, weight: float) -> Tensor:
+        return (self.y + weight * x) / (self.known + weight)
+
+
+class Inpainting(Selection, _EachChannel):
     """Fill in the masked pixels of an image: A x = known ⊙ x, so e = known ⊙ (y − x̂_0).
 
     Args:
@@ -189,11 +213,6 @@ class Inpainting(_EachChannel):
         self.known = (~self.mask).to(image.dtype)
         batch = max(len(image), len(mask))
         self._measure((self.known * image).expand(batch, -1, -1, -1))
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.known * x
-
-    A_adjoint = A
 
 
 class _Filter(_EachChannel):
@@ -285,6 +304,27 @@ class Colorization(LinearConstraint):
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return self.weights * y
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 200) -> Tensor:
+    """The solution x of M x = b for each of a batch, M symmetric and positive semi-definite, b in its range."""
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).flatten(1).sum(1).reshape(-1, *[1] * (u.ndim - 1))
+
+    x, r = torch.zeros_like(b), b
+    p, left = r, dot(r, r)
+    enough = left * (1e-6 if b.dtype == torch.float32 else 1e-12) ** 2
+    for _ in range(iterations):
+        going = left > enough
+        if not bool(going.any()):
+            break
+        Mp = product(p)
+        alpha = torch.where(going, left / dot(p, Mp).where(going, 1), 0.0)
+        x, r = x + alpha * p, r - alpha * Mp
+        left, before = dot(r, r), left
+        p = r + torch.where(going, left / before.where(going, 1), 0.0) * p
+    return x
 
 
 def for_channels(task: Constraint, channels: int) -> Constraint:

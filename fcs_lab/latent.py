@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from fcs_lab.checks import describe, is_number, typed
-from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, LinearConstraint
+from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, Selection
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.denoisers import (
     Denoiser,
@@ -523,7 +523,7 @@ def in_latents(task: Constraint, model: Denoiser) -> Constraint:
     return as_model(model).carry(task)
 
 
-class LatentInpainting(LinearConstraint):
+class LatentInpainting(Selection):
     """Inpainting in latent space: e = known ⊙ (y − x̂_0) with y the encoding of the image, grey under the mask.
 
     A latent cell is known only if all of its pixels are (paper's code, and diffusers'). So some known pixels are the
@@ -557,11 +557,6 @@ class LatentInpainting(LinearConstraint):
             latents = model.encode(masked)
         self.known = self.known.to(latents)
         self._measure((self.known * latents).expand(len(masked), -1, -1, -1))
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.known * x
-
-    A_adjoint = A
 
     def finish(self, images: Tensor) -> Tensor:
         """The decoded images (B, C, H, W), with the known pixels put back if `keep_known`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1
-from fcs_lab.checks import check_flag, check_function, check_generator, check_tensor, is_int, is_number
+from fcs_lab.checks import check_count, check_flag, check_function, check_generator, check_tensor, is_int, is_number
 from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, left_as_found
@@ -162,14 +162,63 @@ def sample(
             any work is done.
         FloatingPointError: Something became infinite or NaN: what it was, at which timestep, and what mostly helps.
     """
+    if direction == "exact" and (as_model(model).num_prompts or 1) > 1:
+        raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
+    trained = as_model(model).scheduler.config.num_train_timesteps
+    settings = Settings(num_inference_steps, inner_steps, step_size, direction, fd_step, regularization, eta, trained)
+
+    def method(x: Tensor, watch: Watch) -> Method:
+        watch.λ = [[] for _ in watch.schedule.timesteps] if watch.task is None else settings.λ(watch.schedule.timesteps)
+        watch.along = settings.direction_of(watch.f.dtype)
+        watch.eta = settings.eta_of(watch.schedule)
+        return algorithm_1(x, watch.schedule.timesteps, watch.λ, watch.error, watch.direction, watch.step)
+
+    return drive(
+        model,
+        task,
+        method,
+        num_inference_steps=num_inference_steps,
+        scheduler=scheduler,
+        batch_size=batch_size,
+        generator=generator,
+        x_T=x_T,
+        trace_x0=trace_x0,
+        callback_on_step_end=callback_on_step_end,
+        progress=progress,
+        keep_graph=direction == "gradient",
+    )
+
+
+@ordinary()
+def drive(
+    model: Denoiser,
+    task: Constraint | None,
+    method: Callable[[Tensor, Watch], Method],
+    *,
+    num_inference_steps: int,
+    scheduler: SchedulerMixin | None = None,
+    batch_size: int | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    x_T: Tensor | None = None,
+    trace_x0: bool = False,
+    callback_on_step_end: Callback | None = None,
+    progress: bool = True,
+    keep_graph: bool = False,
+) -> Result:
+    """Run a method with a denoiser; `sample` says what the arguments are and what is raised.
+
+    Args:
+        method: (x_T, watch) -> the coroutine. The watch has the run's schedule, its task, moved to where the model is, its
+            step, and its noise.
+        keep_graph: Keep autograd's graph of each evaluation, which a method that differentiates at the same points wants.
+    """
     model = as_model(model)
     check_task(task)
     if callback_on_step_end is not None:
         check_function("callback_on_step_end", callback_on_step_end, 4)
     for name, value in {"trace_x0": trace_x0, "progress": progress}.items():
         check_flag(name, value)
-    trained = model.scheduler.config.num_train_timesteps
-    settings = Settings(num_inference_steps, inner_steps, step_size, direction, fd_step, regularization, eta, trained)
+    check_count("num_inference_steps", num_inference_steps, 1, model.scheduler.config.num_train_timesteps)
     # x_t and all that is done to it stay in float32 at least; only the network runs in half precision.
     dtype = at_least_float32(model.dtype)
     with left_as_found(model.networks), torch.no_grad():
@@ -177,21 +226,17 @@ def sample(
         if task is not None:
             task = model.carry(for_channels(task, model.image_shape[0]))
         shape, batch_size = _check_batch(model, task, batch_size, generator, x_T)
-        if direction == "exact" and (model.num_prompts or 1) > 1:
-            raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
         schedule = _schedule(model, scheduler, num_inference_steps, shape)
-        λ = settings.λ(schedule.timesteps) if task is not None else [[] for _ in schedule.timesteps]
         if task is not None:
             task = task.to(model.device, dtype)
         if x_T is None:
             x_T = randn_tensor((batch_size, *shape), generator=generator, device=model.device, dtype=dtype)
-        f, eta = CountedDenoiser(model, keep_graph=direction == "gradient"), settings.eta_of(schedule)
-        along = settings.direction_of(model.dtype)
-        watch = Watch(f, task, schedule, λ, along, generator, eta, trace_x0, callback_on_step_end)
-        x = x_T.to(model.device, dtype, copy=True)
-        method = algorithm_1(x, schedule.timesteps, λ, watch.error, watch.direction, watch.step)
+        f = CountedDenoiser(model, keep_graph)
+        watch = Watch(f, task, schedule, generator, trace_x0, callback_on_step_end)
+        watch.bounded = tuple(model.shape) == tuple(model.image_shape)
+        coroutine = method(x_T.to(model.device, dtype, copy=True), watch)
         try:
-            x0, completed = _drive(method, f, watch, progress)
+            x0, completed = _drive(coroutine, f, watch, progress)
             images = model.decode(x0)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
@@ -257,8 +302,8 @@ def _check_batch(
     given = None if x_T is None else len(x_T)
     if batch_size is None:
         batch_size = next((n for n in (described, prompts) if n not in (None, 1)), None) or given or listed or 1
-    elif not is_int(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+    else:
+        batch_size = check_count("batch_size", batch_size, 1, 10**6)
     if described not in (None, 1, batch_size):
         raise ValueError(f"batch_size is {batch_size}; the task describes {described} images")
     if prompts not in (1, batch_size):

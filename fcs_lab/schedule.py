@@ -52,7 +52,9 @@ class Schedule:
             return 0.0
         return eta * s_next * math.sqrt(max(0.0, 1 - (a * s_next / (a_next * s)) ** 2))
 
-    def step(self, i: int, x: Tensor, x0: Tensor, sigma: float = 0.0, z: Tensor | None = None) -> Tensor:
+    def step(
+        self, i: int, x: Tensor, x0: Tensor, sigma: float = 0.0, z: Tensor | None = None, moved: Tensor | None = None
+    ) -> Tensor:
         """From x at timestep i, with the estimate x̂_0, to the next: x' = a' x̂_0 + √(s'² − σ²) ε̂ + σ z.
 
         ε̂ = (x − a x̂_0)/s. With σ = η s' √(1 − (a s'/(a' s))²) it is DDIM for any η, and DDPM for η = 1; for a rectified
@@ -63,10 +65,11 @@ class Schedule:
             x, x0: x_t and x̂_0 (B, C, H, W).
             sigma: σ, from 0 to s'.
             z: Noise of x's shape; needed where σ > 0.
+            moved: What takes x̂_0's place at the next level, while ε̂ stays that of x0. None: x̂_0, within its bound.
         """
         (a, s), (a_next, s_next) = self.levels[i], self.levels[i + 1]
         noise = (x - a * x0) / s if s > 0 else torch.zeros_like(x)
-        x = a_next * self.bound(x0) + math.sqrt(max(s_next**2 - sigma**2, 0.0)) * noise
+        x = a_next * (self.bound(x0) if moved is None else moved) + math.sqrt(max(s_next**2 - sigma**2, 0.0)) * noise
         return x if sigma == 0 else x + sigma * z
 
 

@@ -80,16 +80,16 @@ class Watch:
         f: Who answers, and counts.
         task: The constraint, on the model's device; None: there is none.
         schedule: The run's.
-        λ: For each timestep λ_1 … λ_K.
-        direction: The direction.
         generator: Draws the fresh noise of the steps: one, a list with one an image, or None.
-        eta: η of the steps.
         trace_x0: Whether to keep x̂_0 of each timestep.
         callback: Called as (state, i, t, {"x_t": …, "x0": …}) after each timestep; a dict that it returns may replace
             "x_t", and "task", the constraint.
 
     Attributes:
         i: The timestep's place in the schedule.
+        λ, along, eta: Algorithm 1's step sizes at each timestep, its direction, and η of the steps; by default none, none,
+            and DDPM's noise (0 for a rectified flow).
+        bounded: Whether x̂_0 is an image, and so in [-1, 1].
         trace, state: What has been written down, and what the callback saw last.
     """
 
@@ -98,15 +98,16 @@ class Watch:
         f: Counts,
         task: Constraint | None,
         schedule: Schedule,
-        λ: list[list[float]],
-        direction: Direction,
         generator: torch.Generator | list[torch.Generator] | None,
-        eta: float,
         trace_x0: bool,
         callback: Callback | None,
     ):
-        self.f, self.task, self.schedule, self.λ, self.generator, self.eta = f, task, schedule, λ, generator, eta
-        self._direction, self.trace_x0, self.callback = direction, trace_x0, callback
+        self.f, self.task, self.schedule, self.generator = f, task, schedule, generator
+        self.trace_x0, self.callback = trace_x0, callback
+        self.λ: list[list[float]] = [[] for _ in schedule.timesteps]
+        self.along: Direction | None = None
+        self.eta = 0.0 if schedule.flow else 1.0
+        self.bounded = False
         self.state: State | None = None
         self.trace: list[TraceEntry] = []
         self.i = self._k = 0
@@ -123,32 +124,41 @@ class Watch:
 
     def direction(self, x: Tensor, t: float, x0: Tensor, e: Tensor) -> Generator[Question, Tensor, Tensor]:
         """The direction d, noted with the length of the step that is taken along it."""
-        d = self._note("the direction d", (yield from self._direction(x, t, x0, e)))
+        d = self._note("the direction d", (yield from self.along(x, t, x0, e)))
         length = self.λ[self.i][self._k] * moves(d, e).flatten().to(d)
         self._enter(self._cost, e, length)
         self._k += 1
         return d
 
-    def step(self, i: int, x: Tensor, x0: Tensor) -> Tensor:
-        """x of the next timestep, after which the user is asked."""
+    def step(self, i: int, x: Tensor, x0: Tensor, *, moved: Tensor | None = None, sigma: float | None = None) -> Tensor:
+        """x of the next timestep, after which the user is asked.
+
+        Args:
+            i, x, x0, moved, sigma: As for `Schedule.step`. sigma None: that of the run's η.
+        """
+        shown = x0 if moved is None else moved
         if self.task is None:
             cost, e = x0.new_zeros(len(x0)), torch.zeros_like(x0)
         else:
-            cost, e = self.task.cost_and_error(x0)
-        self._enter(cost, e, cost.new_zeros(len(x0)), x0.cpu() if self.trace_x0 else None)
-        σ = self.schedule.sigma(i, self.eta)
-        z = randn_tensor(x.shape, self.generator, x.device, x.dtype) if self.eta > 0 else None
-        x = self._note("the step to the next timestep", self.schedule.step(i, x, x0, σ, z))
+            cost, e = self.task.cost_and_error(shown)
+        self._enter(cost, e, cost.new_zeros(len(x0)), shown.cpu() if self.trace_x0 else None)
+        σ = self.schedule.sigma(i, self.eta) if sigma is None else sigma
+        z = self.noise(x) if (self.eta if sigma is None else sigma) > 0 else None
+        x = self._note("the step to the next timestep", self.schedule.step(i, x, x0, σ, z, moved))
         self._check()
         interrupt = self.state is not None and self.state.interrupt
-        self.state = State(x, x0, self.trace, per_image(self.f.forward, x), interrupt)
+        self.state = State(x, shown, self.trace, per_image(self.f.forward, x), interrupt)
         if self.callback is not None:
-            changed = self.callback(self.state, i, self.schedule.timesteps[i], {"x_t": x, "x0": x0}) or {}
+            changed = self.callback(self.state, i, self.schedule.timesteps[i], {"x_t": x, "x0": shown}) or {}
             x = changed.get("x_t", x)
             if "task" in changed:
                 self.task = changed["task"].to(x.device, x.dtype)
         self.i, self._k = i + 1, 0
         return x
+
+    def noise(self, x: Tensor) -> Tensor:
+        """Fresh noise of x's shape, each image's from its own generator."""
+        return randn_tensor(x.shape, self.generator, x.device, x.dtype)
 
     def finished_trace(self) -> list[TraceEntry]:
         """The trace, on the CPU."""

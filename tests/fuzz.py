@@ -181,6 +181,15 @@ SHORT = {"num_inference_steps": 2, "inner_steps": 1, "progress": False}
 POINT = {"denoiser": model, "x_t": lambda: noise(1, 1, 8, 8), "t": lambda: 300}
 
 
+PEER = {
+    "model": model,
+    "task": half,
+    "num_inference_steps": lambda: 2,
+    "generator": lambda: torch.Generator().manual_seed(0),
+    "progress": lambda: False,
+}
+
+
 def short(**others):
     return {name: (lambda value=value: value) for name, value in (SHORT | others).items()}
 
@@ -188,6 +197,7 @@ def short(**others):
 def calls() -> dict[str, tuple]:
     """name -> (what is called, its valid arguments as functions that make them)."""
     from fcs_lab import (
+        baselines,
         composites,
         data,
         denoisers,
@@ -483,6 +493,16 @@ def calls() -> dict[str, tuple]:
                 "seed": value(0),
             },
         ),
+        "baselines.ddnm.ddnm": (baselines.ddnm, PEER | {"eta": value(1.0)}),
+        "baselines.diffpir.diffpir": (
+            baselines.diffpir,
+            PEER | {"noise_std": value(0.01), "strength": value(1.0), "zeta": value(1.0)},
+        ),
+        "baselines.dps.dps": (baselines.dps, PEER | {"step_size": value(1.0)}),
+        "baselines.flowchef.flowchef": (baselines.flowchef, PEER | {"step_size": value(1.0)}),
+        "baselines.mpgd.mpgd": (baselines.mpgd, PEER | {"step_size": value(1.0), "eta": value(1.0)}),
+        "baselines.red_diff.red_diff": (baselines.red_diff, PEER | {"learning_rate": value(0.1), "weight": value(0.2)}),
+        "baselines.repaint.repaint": (baselines.repaint, PEER | {"resamplings": value(2), "eta": value(1.0)}),
         "classifier.load_classifier": (load_classifier, {"name": value("digits"), "device": value("cpu")}),
         "plots.image_grid": (
             plots.image_grid,
@@ -702,6 +722,10 @@ NOT_CALLED = {
         (
             "algorithm.algorithm_1",
             "algorithm.plan",
+            "baselines.frame.check_number",
+            "baselines.frame.clipped",
+            "baselines.frame.needs",
+            "baselines.frame.run",
             "checks.check_count",
             "checks.typed",
             "checks.check_tensor",
@@ -763,6 +787,7 @@ NOT_CALLED = {
         (
             "classifier.Classifier",
             "composites.Composites",
+            "baselines.frame.RunOptions",
             "constrained.ConstrainedRun",
             "families.Family",
             "forecast.Forecast",
@@ -786,7 +811,16 @@ NOT_CALLED = {
         ),
         MADE_HERE,
     ),
-    **dict.fromkeys(("constraints.Constraint", "constraints.ConstraintBase", "denoisers.Denoiser", "denoisers.Model"), TYPE),
+    **dict.fromkeys(
+        (
+            "constraints.Constraint",
+            "constraints.ConstraintBase",
+            "constraints.Selection",
+            "denoisers.Denoiser",
+            "denoisers.Model",
+        ),
+        TYPE,
+    ),
     **dict.fromkeys(
         (
             "widgets.jacobian.JacobianLab",

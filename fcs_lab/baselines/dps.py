@@ -1,0 +1,52 @@
+"""DPS: an unconditional step, and then one along Jᵀ e."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from torch import Tensor
+
+from fcs_lab.algorithm import Method
+from fcs_lab.baselines.frame import RunOptions, check_number, run
+from fcs_lab.constraints import Constraint
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.directions import gradient
+from fcs_lab.sampler import Result
+from fcs_lab.trace import Watch
+
+__all__ = ["dps"]
+
+
+def dps(
+    model: Denoiser,
+    task: Constraint,
+    *,
+    num_inference_steps: int = 60,
+    step_size: float = 1.0,
+    **options: Unpack[RunOptions],
+) -> Result:
+    """DPS (Chung et al., ICLR 2023, arXiv 2209.14687): DDPM's step, then x ← x + ζ/‖r‖ Jᵀe, ‖r‖ = √(2C) of each image.
+
+    One evaluation and one backward pass a timestep.
+
+    Args:
+        model, task: As for `fcs_lab.sample`; any task that has an error e = −∂C/∂x̂_0.
+        num_inference_steps: T', the evaluations and the backward passes.
+        step_size: ζ.
+        **options: As for `fcs_lab.sample`.
+
+    Raises:
+        TypeError, ValueError: As for `fcs_lab.sample`.
+    """
+    check_number("step_size", step_size, 0)
+
+    def method(x: Tensor, watch: Watch) -> Method:
+        for i, t in enumerate(watch.schedule.timesteps):
+            x0 = yield x, t
+            cost, e = watch.task.cost_and_error(x0)
+            pull = yield from gradient(x, t, x0, e)
+            norm = (2 * cost).sqrt().clamp_min(1e-8).reshape(-1, *[1] * (x.ndim - 1))
+            x = watch.step(i, x, x0) + step_size * pull / norm
+        return x
+
+    return run(model, task, method, (), num_inference_steps, keep_graph=True, **options)

@@ -1,0 +1,67 @@
+"""RePaint: the known part is that of the noised image, and each step is taken again until both parts agree."""
+
+from __future__ import annotations
+
+import math
+from typing import Unpack
+
+from torch import Tensor
+
+from fcs_lab.algorithm import Method
+from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.checks import check_count
+from fcs_lab.constraints import Constraint
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.sampler import Result
+from fcs_lab.trace import Watch
+
+__all__ = ["repaint"]
+
+
+def repaint(
+    model: Denoiser,
+    task: Constraint,
+    *,
+    num_inference_steps: int = 20,
+    resamplings: int = 3,
+    eta: float = 1.0,
+    **options: Unpack[RunOptions],
+) -> Result:
+    """RePaint (Lugmayr et al., CVPR 2022, arXiv 2201.09865), for inpainting.
+
+    After a step the known part is a' y + s' z; then x is noised back to where it was, and the step taken again.
+
+    Args:
+        model, task: As for `fcs_lab.sample`; the task is inpainting.
+        num_inference_steps: T'.
+        resamplings: r, how often each step is taken: r T' evaluations.
+        eta: η of the step; 1 is DDPM's noise.
+        **options: As for `fcs_lab.sample`.
+
+    Raises:
+        TypeError, ValueError: As for `fcs_lab.sample`; a task that is not inpainting.
+    """
+    check_count("resamplings", resamplings, 1, 1000)
+    check_number("eta", eta, 0)
+
+    def method(x: Tensor, watch: Watch) -> Method:
+        known, y, levels = watch.task.known, watch.task.y, watch.schedule.levels
+        watch.eta = eta
+        for i, t in enumerate(watch.schedule.timesteps):
+            (a, s), (a_next, s_next) = levels[i], levels[i + 1]
+            for again in range(resamplings):
+                x0 = clipped((yield x, t), watch)
+                if again == resamplings - 1:
+                    moved = known * y + (1 - known) * x0
+                    there = watch.step(i, x, x0, moved=moved)
+                else:
+                    σ = watch.schedule.sigma(i, eta)
+                    there = watch.schedule.step(i, x, x0, σ, watch.noise(x) if σ > 0 else None)
+                there = known * (a_next * y + s_next * watch.noise(x)) + (1 - known) * there
+                if again < resamplings - 1:  # back to the level of t
+                    spread = math.sqrt(max(s**2 - (a / a_next * s_next) ** 2, 0.0))
+                    x = a / a_next * there + spread * watch.noise(x)
+            x = there
+        return x
+
+    return run(model, task, method, ("known", "y"), num_inference_steps, **options)

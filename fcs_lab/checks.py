@@ -52,7 +52,8 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         if not hints:  # by now all that they name has been imported
             hints.update(get_type_hints(function))
         for name, value in signature.bind(*arguments, **options).arguments.items():
-            hint, one = hints.get(name, Any), value.tolist() if getattr(value, "ndim", 0) == 1 else value
+            hint = hints.get(name, Any)
+            one = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
             if not is_bearable(value, hint, conf=NUMBERS) and not is_bearable(one, hint, conf=NUMBERS):
                 plain = get_origin(hint) is Literal or all(
                     kind in (int, float, NoneType) for kind in get_args(hint) or [hint]

@@ -162,10 +162,10 @@ def sample(
             any work is done.
         FloatingPointError: Something became infinite or NaN: what it was, at which timestep, and what mostly helps.
     """
-    if direction == "exact" and (as_model(model).num_prompts or 1) > 1:
-        raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
     trained = as_model(model).scheduler.config.num_train_timesteps
     settings = Settings(num_inference_steps, inner_steps, step_size, direction, fd_step, regularization, eta, trained)
+    if direction == "exact" and (as_model(model).num_prompts or 1) > 1:
+        raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
 
     def method(x: Tensor, watch: Watch) -> Method:
         watch.λ = [[] for _ in watch.schedule.timesteps] if watch.task is None else settings.λ(watch.schedule.timesteps)

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1, plan
+from fcs_lab.baselines import PEERS
+from fcs_lab.baselines.frame import Peer, needs
 from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import computes_in, ordinary
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
@@ -41,7 +43,7 @@ def constrained(
     pipe: DiffusionPipeline,
     task: Constraint | None = None,
     *,
-    method: str = "newton",
+    method: str | Peer = "newton",
     inner_steps: int | Sequence[int] = 5,
     step_size: StepSize = (0.5, 0.1),
     fd_step: float | None = None,
@@ -67,7 +69,9 @@ def constrained(
         pipe: A text-to-image pipeline with a VAE. Those of `fcs_lab.families` are proved; others are tried, with a warning.
         task: The constraint on the images, which is carried into the pipeline's latent space. None: none.
         method: "newton" (J e by a finite difference) or "identity" (e): what is made of evaluations only. A pipeline has no
-            derivatives to give; `sample` has.
+            derivatives to give; `sample` has. Or a peer: its name ("ddnm", "diffpir", "flowchef", "mpgd", "red_diff",
+            "repaint"), or it with its settings (`fcs_lab.baselines.ddnm.ddnm_peer(eta=0.5)`); inner_steps, step_size,
+            fd_step and eta are Algorithm 1's then, and have no effect.
         inner_steps, step_size, fd_step, eta, trace_x0: As for `sample`. h follows the network's dtype.
         layout: How the pipeline keeps its latents, where it cannot be told from the pipeline; see `Layout`.
 
@@ -86,16 +90,21 @@ def constrained(
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
+    peer = PEERS[method]() if isinstance(method, str) and method in PEERS else method if isinstance(method, Peer) else None
+    if peer is not None:
+        if task is None:
+            raise TypeError(f"task is None; method {peer.name!r} takes a constraint")
+        method = peer.name if peer.differentiates else "identity"
     if not isinstance(method, str) or method not in EVALUATIONS:
-        known = ", ".join(map(repr, EVALUATIONS))
-        if isinstance(method, str) and method in DIRECTIONS:
+        known = ", ".join(map(repr, [*EVALUATIONS, *(name for name, make in PEERS.items() if not make().differentiates)]))
+        if isinstance(method, str) and method in [*DIRECTIONS, *PEERS]:
             raise ValueError(
                 f"method is {method!r}, which takes derivatives of the network, and a pipeline has none to give; expected "
                 f"{known}, or `fcs_lab.sample` with fcs_lab.load(…)"
             )
         raise ValueError(f"method is {method!r}; expected {known}")
     settings = {"direction": method, "inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
-    run = ConstrainedRun(pipe, task, trace_x0, layout, **settings)
+    run = ConstrainedRun(pipe, task, trace_x0, layout, peer, **settings)
     if family_of(pipe) is None:
         warnings.warn(
             f"{type(pipe).__name__} is of no family that constrained(…) is proved with (fcs_lab.families); it is tried",
@@ -114,9 +123,16 @@ class ConstrainedRun:
     """What `constrained` gives: the result of the pipeline's last call, once there was one."""
 
     def __init__(
-        self, pipe: DiffusionPipeline, task: Constraint | None, trace_x0: bool, layout: Layout | None, **settings: Any
+        self,
+        pipe: DiffusionPipeline,
+        task: Constraint | None,
+        trace_x0: bool,
+        layout: Layout | None,
+        peer: Peer | None,
+        **settings: Any,
     ):
-        self.pipe, self.task, self.trace_x0, self.layout, self.settings = pipe, task, trace_x0, layout, settings
+        self.pipe, self.task, self.trace_x0, self.layout, self.peer = pipe, task, trace_x0, layout, peer
+        self.settings = settings
         self.scheduler, self.prediction_type = pipe.scheduler, prediction_type_of(pipe.scheduler)
         self.prepare_latents, self.decode = pipe.prepare_latents, pipe.vae.decode
         counts = settings["inner_steps"]
@@ -246,7 +262,11 @@ class _Call:
                 f"the run would start at t = {schedule.timesteps[0]}, where ᾱ_t = 0 and a network that predicts ε has no "
                 "x̂_0: take another timestep_spacing, or rescale_betas_zero_snr=False"
             )
-        self.index = plan(range(T), self.λ, EVALUATIONS[self.settings.direction])  # of each evaluation its timestep's place
+        # Of each evaluation its timestep's place.
+        if self.run.peer is None:
+            self.index = plan(range(T), self.λ, EVALUATIONS[self.settings.direction])
+        else:
+            self.index = [i for i in range(T) for _ in range(self.run.peer.evaluations)]
         self.schedule = schedule
         return [schedule.timesteps[i] for i in self.index], schedule
 
@@ -275,6 +295,8 @@ class _Call:
                         stacklevel=2,
                     )
                 self.task.cost_and_error(unpacked.to(self.state_dtype))  # a cost that cannot reach the latents says so now
+        if self.run.peer is not None:
+            needs(self.task, self.run.peer.needs)
         self.space = space
 
     def begin(self, x: Tensor) -> None:
@@ -285,7 +307,10 @@ class _Call:
         watch.λ, watch.along = self.λ, self.settings.direction_of(self.dtype)
         watch.eta = self.settings.eta_of(self.schedule)
         x = x.to(self.state_dtype, copy=True)
-        self.method = algorithm_1(x, self.schedule.timesteps, watch.λ, watch.error, watch.direction, watch.step)
+        if self.run.peer is not None:
+            self.method = self.run.peer.start(x, watch)
+        else:
+            self.method = algorithm_1(x, self.schedule.timesteps, watch.λ, watch.error, watch.direction, watch.step)
         self.point, _ = next(self.method)
 
     @ordinary()

@@ -4,12 +4,39 @@ Each runs in the same driver as `fcs_lab.sample`, so evaluations and backward pa
 """
 
 from fcs_lab.baselines.clustering import cluster_layers
-from fcs_lab.baselines.ddnm import ddnm
-from fcs_lab.baselines.diffpir import diffpir
-from fcs_lab.baselines.dps import dps
-from fcs_lab.baselines.flowchef import flowchef
-from fcs_lab.baselines.mpgd import mpgd
-from fcs_lab.baselines.red_diff import red_diff
-from fcs_lab.baselines.repaint import repaint
+from fcs_lab.baselines.ddnm import ddnm, ddnm_peer
+from fcs_lab.baselines.diffpir import diffpir, diffpir_peer
+from fcs_lab.baselines.dps import dps, dps_peer
+from fcs_lab.baselines.flowchef import flowchef, flowchef_peer
+from fcs_lab.baselines.lgd_mc import lgd_mc, lgd_mc_peer
+from fcs_lab.baselines.mpgd import mpgd, mpgd_peer
+from fcs_lab.baselines.pigdm import pigdm, pigdm_peer
+from fcs_lab.baselines.red_diff import red_diff, red_diff_peer
+from fcs_lab.baselines.repaint import repaint, repaint_peer
 
-__all__ = ["cluster_layers", "ddnm", "diffpir", "dps", "flowchef", "mpgd", "red_diff", "repaint"]
+PEERS = {
+    "ddnm": ddnm_peer,
+    "diffpir": diffpir_peer,
+    "dps": dps_peer,
+    "flowchef": flowchef_peer,
+    "lgd_mc": lgd_mc_peer,
+    "mpgd": mpgd_peer,
+    "pigdm": pigdm_peer,
+    "red_diff": red_diff_peer,
+    "repaint": repaint_peer,
+}
+"""By name: what makes each, with its settings."""
+
+__all__ = [
+    "PEERS",
+    "cluster_layers",
+    "ddnm",
+    "diffpir",
+    "dps",
+    "flowchef",
+    "lgd_mc",
+    "mpgd",
+    "pigdm",
+    "red_diff",
+    "repaint",
+]

@@ -7,13 +7,13 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["ddnm"]
+__all__ = ["ddnm", "ddnm_peer"]
 
 
 def ddnm(
@@ -36,6 +36,11 @@ def ddnm(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without A⁺.
     """
+    return run(model, task, ddnm_peer(eta), num_inference_steps, **options)
+
+
+def ddnm_peer(eta: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `ddnm`."""
     check_number("eta", eta, 0, 1)
 
     def method(x: Tensor, watch: Watch) -> Method:
@@ -46,4 +51,4 @@ def ddnm(
             x = watch.step(i, x, x0, moved=projected, sigma=eta * watch.schedule.levels[i + 1][1])
         return x
 
-    return run(model, task, method, ("A", "pinv", "y"), num_inference_steps, **options)
+    return Peer("ddnm", method, ("A", "pinv", "y"))

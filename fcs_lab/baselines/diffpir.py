@@ -8,13 +8,13 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["diffpir"]
+__all__ = ["diffpir", "diffpir_peer"]
 
 
 def diffpir(
@@ -42,6 +42,11 @@ def diffpir(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without a proximal step.
     """
+    return run(model, task, diffpir_peer(noise_std, strength, zeta), num_inference_steps, **options)
+
+
+def diffpir_peer(noise_std: float = 0.01, strength: float = 1.0, zeta: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `diffpir`."""
     check_number("noise_std", noise_std, 1e-6)
     check_number("strength", strength, 1e-9)
     check_number("zeta", zeta, 0, 1)
@@ -54,4 +59,4 @@ def diffpir(
             x = watch.step(i, x, x0, moved=x0, sigma=math.sqrt(zeta) * watch.schedule.levels[i + 1][1])
         return x
 
-    return run(model, task, method, ("prox",), num_inference_steps, **options)
+    return Peer("diffpir", method, ("prox",))

@@ -7,14 +7,14 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["dps"]
+__all__ = ["dps", "dps_peer"]
 
 
 def dps(
@@ -38,6 +38,11 @@ def dps(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
     """
+    return run(model, task, dps_peer(step_size), num_inference_steps, **options)
+
+
+def dps_peer(step_size: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `dps`."""
     check_number("step_size", step_size, 0)
 
     def method(x: Tensor, watch: Watch) -> Method:
@@ -49,4 +54,4 @@ def dps(
             x = watch.step(i, x, x0) + step_size * pull / norm
         return x
 
-    return run(model, task, method, (), num_inference_steps, keep_graph=True, **options)
+    return Peer("dps", method, differentiates=True)

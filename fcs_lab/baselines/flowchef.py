@@ -7,13 +7,13 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["flowchef"]
+__all__ = ["flowchef", "flowchef_peer"]
 
 
 def flowchef(
@@ -37,6 +37,11 @@ def flowchef(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
     """
+    return run(model, task, flowchef_peer(step_size), num_inference_steps, **options)
+
+
+def flowchef_peer(step_size: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `flowchef`."""
     check_number("step_size", step_size, 0)
 
     def method(x: Tensor, watch: Watch) -> Method:
@@ -46,4 +51,4 @@ def flowchef(
             x = watch.step(i, x, x0) + step_size * watch.schedule.levels[i + 1][0] * watch.error(x0)
         return x
 
-    return run(model, task, method, (), num_inference_steps, **options)
+    return Peer("flowchef", method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 import torch
@@ -16,7 +17,7 @@ from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result, drive
 from fcs_lab.trace import Callback, Watch
 
-__all__ = ["RunOptions", "check_number", "clipped", "needs", "run"]
+__all__ = ["Peer", "RunOptions", "check_number", "clipped", "needs", "run"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -31,28 +32,47 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A method with its settings, for whoever drives it: `run` with a denoiser, `fcs_lab.constrained` with a pipeline."""
+
+    name: str
+    method: Callable[[Tensor, Watch], Method]
+    """(x_T, watch) -> the coroutine. It asks for x̂_0 at the schedule's timesteps, in their order."""
+    needs: tuple[str, ...] = ()
+    """What of a task it uses besides the error."""
+    evaluations: int = 1
+    """At each timestep."""
+    differentiates: bool = False
+    """Whether it takes derivatives of the network, which a pipeline has not to give."""
+
+    def start(self, x: Tensor, watch: Watch) -> Method:
+        """The coroutine, once the task is known to have what it needs.
+
+        Raises:
+            TypeError: There is no task, or it has not.
+        """
+        if watch.task is None:
+            raise TypeError("task is None; expected a constraint")
+        needs(watch.task, self.needs)
+        return self.method(x, watch)
+
+
 def run(
     model: Denoiser,
     task: Constraint,
-    method: Callable[[Tensor, Watch], Method],
-    of_the_task: Sequence[str],
+    peer: Peer,
     num_inference_steps: int,
-    keep_graph: bool = False,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """Run a peer with a denoiser, once the task is known to have what it needs.
+    """Run a peer with a denoiser.
 
     Raises:
         TypeError: The task has no A⁺, say, which the message names; and as for `fcs_lab.sample`.
     """
 
-    def checked(x: Tensor, watch: Watch) -> Method:
-        if watch.task is None:
-            raise TypeError("task is None; expected a constraint")
-        needs(watch.task, of_the_task)
-        return method(x, watch)
-
-    return drive(model, task, checked, num_inference_steps=num_inference_steps, keep_graph=keep_graph, **options)
+    graph = {"keep_graph": peer.differentiates}
+    return drive(model, task, peer.start, num_inference_steps=num_inference_steps, **graph, **options)
 
 
 def needs(task: Constraint, members: Sequence[str]) -> None:

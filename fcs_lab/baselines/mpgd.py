@@ -7,13 +7,13 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["mpgd"]
+__all__ = ["mpgd", "mpgd_peer"]
 
 
 def mpgd(
@@ -37,6 +37,11 @@ def mpgd(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
     """
+    return run(model, task, mpgd_peer(step_size, eta), num_inference_steps, **options)
+
+
+def mpgd_peer(step_size: float = 1.0, eta: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `mpgd`."""
     check_number("step_size", step_size, 0)
     check_number("eta", eta, 0)
 
@@ -48,4 +53,4 @@ def mpgd(
             x = watch.step(i, x, x0, moved=x0 + step_size * watch.error(x0))
         return x
 
-    return run(model, task, method, (), num_inference_steps, **options)
+    return Peer("mpgd", method)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["red_diff"]
+__all__ = ["red_diff", "red_diff_peer"]
 
 
 def red_diff(
@@ -40,6 +40,11 @@ def red_diff(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
     """
+    return run(model, task, red_diff_peer(learning_rate, weight), num_inference_steps, **options)
+
+
+def red_diff_peer(learning_rate: float = 0.1, weight: float = 0.25) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `red_diff`."""
     check_number("learning_rate", learning_rate, 0)
     check_number("weight", weight, 0)
 
@@ -49,11 +54,11 @@ def red_diff(
         optimizer = torch.optim.Adam([μ], lr=learning_rate, betas=(0.9, 0.99))
         for i, t in enumerate(watch.schedule.timesteps):
             a, s = watch.schedule.levels[i]
-            noisy = a * μ + s * watch.noise(μ)
+            noisy = x if i == 0 else a * μ + s * watch.noise(μ)  # the first point is x_T, which is noise as well
             x0 = clipped((yield noisy, t), watch)
             μ.grad = weight * (μ - x0) - watch.error(μ)
             optimizer.step()
             watch.step(i, noisy, μ, sigma=0.0)  # for the trace and the callback; μ goes on
         return μ
 
-    return run(model, task, method, (), num_inference_steps, **options)
+    return Peer("red_diff", method)

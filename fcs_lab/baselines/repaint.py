@@ -8,14 +8,14 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
 from fcs_lab.checks import check_count
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["repaint"]
+__all__ = ["repaint", "repaint_peer"]
 
 
 def repaint(
@@ -41,6 +41,11 @@ def repaint(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task that is not inpainting.
     """
+    return run(model, task, repaint_peer(resamplings, eta), num_inference_steps, **options)
+
+
+def repaint_peer(resamplings: int = 3, eta: float = 1.0) -> Peer:
+    """The method by itself, for `fcs_lab.constrained`; the settings are those of `repaint`."""
     check_count("resamplings", resamplings, 1, 1000)
     check_number("eta", eta, 0)
 
@@ -64,4 +69,4 @@ def repaint(
             x = there
         return x
 
-    return run(model, task, method, ("known", "y"), num_inference_steps, **options)
+    return Peer("repaint", method, ("known", "y"), evaluations=resamplings)

@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_t
 
 import numpy as np
 import torch
-from beartype import BeartypeConf, BeartypeHintOverrides
+from beartype import BeartypeConf, FrozenDict
 from beartype.door import is_bearable
 from torch import Tensor
 
@@ -33,9 +33,7 @@ __all__ = [
 
 P, R = ParamSpec("P"), TypeVar("R")
 
-NUMBERS = BeartypeConf(
-    hint_overrides=BeartypeHintOverrides({int: int | np.integer, float: float | int | np.integer | np.floating})
-)
+NUMBERS = BeartypeConf(hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.integer | np.floating}))
 """NumPy's numbers are numbers, and an int is a float."""
 
 

@@ -33,7 +33,7 @@ def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of each image over the pixels where the mask is True.
 
     Args:
-        images, truth: (B, C, H, W) in [-1, 1], so that the error is at most 4.
+        images, truth: (B, C, H, W) in [-1, 1], so that the error is at most 4; one truth may be that of all images.
         mask: Bool, broadcastable to (B, 1, H, W); True in at least one pixel of each image.
 
     Returns:
@@ -218,7 +218,8 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
 
 def _check_pair(images: Tensor, truth: Tensor, name: str = "images", *leading: str) -> None:
     check_tensor(name, images, "B", *leading, "C", "H", "W")
-    check_tensor("truth", truth, *images.shape)
+    one_for_all = truth.ndim > 0 and len(truth) == 1
+    check_tensor("truth", truth, 1 if one_for_all else len(images), *images.shape[1:])
 
 
 def _broadcasts(mask: Tensor, shape: tuple[int, ...]) -> bool:

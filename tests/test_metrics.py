@@ -1,11 +1,12 @@
 """Measures of images, against closed forms."""
 
+import pytest
 import torch
 from conftest import Opaque
 
 import fcs_lab
 from fcs_lab.denoisers import alpha_bar_at
-from fcs_lab.metrics import denoising_loss
+from fcs_lab.metrics import denoising_loss, masked_mse, psnr
 
 F64 = torch.float64
 
@@ -39,3 +40,13 @@ def test_what_is_none_of_the_models_kind_has_a_high_loss():
     digits = fcs_lab.load_digits(8)[0]
     ideal = Opaque(fcs_lab.IdealDenoiser(digits))
     assert denoising_loss(ideal, digits).max() < 0.01 < denoising_loss(ideal, digits.flip(-2)).min()
+
+
+def test_one_truth_may_be_that_of_all_images():
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    repeated = images[:1].expand(3, -1, -1, -1)
+    assert torch.equal(masked_mse(images, images[:1], mask), masked_mse(images, repeated, mask))
+    assert torch.equal(psnr(images, images[:1]), psnr(images, repeated))
+    with pytest.raises(ValueError, match=r"truth has shape \(2, 1, 4, 4\); expected \(3, 1, 4, 4\)"):
+        psnr(images, images[:2])

@@ -633,7 +633,7 @@ def test_a_task_that_does_not_fit_is_refused_before_any_evaluation(task, options
         (lambda: DDIMPipeline.from_pretrained(WEIGHTS / "mnist"), {}, TypeError, r"does not go from a prompt"),
         (tiny.sd, {"method": "gradient"}, ValueError, r"method is 'gradient', which takes derivatives"),
         (tiny.sd, {"method": "exact"}, ValueError, r"method is 'exact', which takes derivatives"),
-        (tiny.sd, {"method": "dps"}, ValueError, r"method is 'dps'; expected 'newton', 'identity'"),
+        (tiny.sd, {"method": "psld"}, ValueError, r"method is 'psld'; expected 'newton', 'identity'"),
         (tiny.sd, {"task": "inpaint"}, TypeError, r"task is 'inpaint'"),
         (tiny.sd, {"inner_steps": -1}, ValueError, r"inner_steps is -1"),
         (tiny.sd, {"step_size": "large"}, TypeError, r"step_size is 'large'"),

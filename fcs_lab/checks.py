@@ -52,6 +52,8 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in signature.bind(*arguments, **options).arguments.items():
             hint = hints.get(name, Any)
             one = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+            if isinstance(value, bytes) and "bytes" not in str(hint):
+                raise TypeError(f"{name} is {describe(value)}; expected no bytes")  # which are a sequence of numbers, too
             if not is_bearable(value, hint, conf=NUMBERS) and not is_bearable(one, hint, conf=NUMBERS):
                 plain = get_origin(hint) is Literal or all(
                     kind in (int, float, NoneType) for kind in get_args(hint) or [hint]
@@ -126,7 +128,10 @@ def check_generator(generator: object) -> None:
 
     Raises:
         TypeError: It is not.
+        ValueError: The list is empty.
     """
+    if isinstance(generator, list) and not generator:
+        raise ValueError("generator is an empty list; expected one for each image")
     for one in generator if isinstance(generator, list) else [] if generator is None else [generator]:
         if not isinstance(one, torch.Generator):
             raise TypeError(f"generator holds {describe(one)}; expected a torch.Generator, or a list with one an image")

@@ -83,6 +83,8 @@ def gram(features: Tensor) -> Tensor:
     refuse_meta("features", features)
     if features.ndim != 4 or not features.is_floating_point() or 0 in features.shape:
         raise ValueError(f"the features have shape {tuple(features.shape)}; expected feature maps (B, F, h, w)")
+    if not bool(features.isfinite().all()):
+        raise ValueError("the features have NaN or infinite values; expected finite ones")
     flat = features.flatten(2)
     return flat @ flat.mT / flat.shape[2]
 

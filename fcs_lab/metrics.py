@@ -108,7 +108,7 @@ def denoising_loss(
         (B,).
     """
     check_tensor("images", images, "B", "C", "H", "W")
-    check_count("noises", noises, 1)
+    check_count("noises", noises, 1, 10_000)
     check_seed(seed)
     if not len(timesteps):
         raise ValueError("timesteps is empty; expected at least one")

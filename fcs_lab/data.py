@@ -299,14 +299,17 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
         raise FileNotFoundError(
             f"no images in {path}; expected files named {', '.join(sorted(IMAGE_SUFFIXES))}, or data_batch_*.bin"
         )
-    pictures = [read_image(file) for file in files]
-    others = sum(picture.size != (size, size) for picture in pictures)
+    images, others = [], 0
+    for file in files:
+        picture = read_image(file)
+        others += picture.size != (size, size)
+        images.append(_to_bytes(picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size))))
     if others:
         warnings.warn(
             f"of {others} of {len(files)} pictures in {path} the middle square was taken and resized to {size}×{size}",
             stacklevel=2,
         )
-    return _from_bytes(torch.stack([_read_image(picture, "", size, fit=True) for picture in pictures]))
+    return _from_bytes(torch.stack(images))
 
 
 def _read_npz(path: Path, size: int) -> Tensor:
@@ -324,14 +327,17 @@ def _read_npz(path: Path, size: int) -> Tensor:
     return _from_bytes(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2))
 
 
-def _read_image(file: Image.Image | bytes, name: str, size: int, fit: bool = False) -> Tensor:
-    """One image, (3, size, size), uint8."""
-    image = read_image(file, name).convert("RGB")
-    if fit and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size))
+def _read_image(file: bytes, name: str, size: int) -> Tensor:
+    """One image of an .npz, (3, size, size), uint8."""
+    image = read_image(file, name)
     if image.size != (size, size):
         raise ValueError(f"{name} is {image.height}×{image.width}; expected {size}×{size}")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return _to_bytes(image)
+
+
+def _to_bytes(image: Image.Image) -> Tensor:
+    """(3, H, W), uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def _read_binary_batch(path: Path) -> Tensor:

@@ -44,8 +44,6 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
         TypeError: `classifier` cannot be called, or `label` is not a whole number or several.
         ValueError: A negative label; at its first use, a label beyond the classifier's.
     """
-    if not callable(classifier):
-        raise TypeError(f"classifier is {describe(classifier)}; expected a function of images that returns logits")
     check_function("classifier", classifier, 1)
     if isinstance(label, Tensor):
         refuse_meta("label", label)

@@ -78,6 +78,7 @@ EMOJI = EmojiRecipe(
     ),
     kl_weight=5e-4,
     l2_weight=1.0,
+    noisy_share=0.5,
 )
 
 

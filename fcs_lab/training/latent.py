@@ -7,9 +7,9 @@ First the autoencoder (`train_autoencoder`), then, in its latent space, the U-Ne
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fcs_lab.training.loop import optimize, write_sheet
@@ -91,6 +92,9 @@ class LatentRecipe:
     """Of KL(q(z|x) ‖ N(0, I)), a latent number's mean, beside the pixels' mean absolute error."""
     l2_weight: float = 0.0
     """Of the pixels' mean squared error, beside the mean absolute one."""
+    noisy_share: float = 0.0
+    """How many of the latents are noised to one of the timesteps from 400 to 950 of 1,000, where shapes are decided; the
+    others to any."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,14 @@ class Run:
         common = {"max_steps": self.max_steps, "save_every": self.save_every, "progress": self.progress}
         optimize(parameters, loss_of, stage, out, save, **common)
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Bfloat16 if asked for; on a CPU also attention by plain matrix products, whose backward pass is fastest there."""
+        with (
+            torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext(),
+            sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext(),
+        ):
+            yield
 
     def put(self, x: Tensor) -> Tensor:
         """On the device, the channels innermost, which convolutions in bfloat16 are fastest with."""
@@ -214,16 +224,25 @@ def train_text_to_image(
         for part, name in ((unet, "unet/diffusion_pytorch_model"), (text_encoder, "text_encoder/model")):
             part.load_state_dict(load_file(start_from / f"{name}.safetensors"))
         seen = json.loads((start_from / "training.json").read_text())["images_seen"]
+        # Its steps count from 0 again, and are not to draw what the run before them drew.
+        stage = replace(stage, seed=stage.seed + seen)
     scheduler = DDIMScheduler(**recipe.scheduler)
     tokens = tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
     tokens = torch.tensor(tokens.input_ids)
     velocity = scheduler.config.prediction_type == "v_prediction"
 
+    def draw_timesteps(generator: torch.Generator) -> Tensor:
+        t = torch.randint(scheduler.config.num_train_timesteps, (stage.batch_size,), generator=generator)
+        if recipe.noisy_share:
+            noisy = torch.randint(400, 951, t.shape, generator=generator)
+            t = torch.where(torch.rand(t.shape, generator=generator) < recipe.noisy_share, noisy, t)
+        return t
+
     def loss_of(generator: torch.Generator) -> Tensor:
         batch = torch.randint(len(latents), (stage.batch_size,), generator=generator)
         caption = tokens[draw_texts(generator, batch)].to(run.device)
         x_0 = run.put(latents[batch])
-        t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), generator=generator).to(run.device)
+        t = draw_timesteps(generator).to(run.device)
         noise = run.put(torch.randn(x_0.shape, generator=generator))
         with run.autocast():
             text = text_encoder(caption).last_hidden_state

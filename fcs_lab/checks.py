@@ -22,6 +22,7 @@ __all__ = [
     "check_flag",
     "check_function",
     "check_generator",
+    "check_number",
     "check_seed",
     "check_tensor",
     "describe",
@@ -85,6 +86,19 @@ def check_count(name: str, value: object, least: int, most: int | None = None) -
         up_to = "" if most is None else f", and at most {most}"
         raise ValueError(f"{name} is {describe(value)}; expected a whole number of at least {least}{up_to}")
     return int(value)
+
+
+def check_number(name: str, value: object, least: float, most: float = math.inf) -> float:
+    """The value as a float, once it is a finite number from `least` to `most`.
+
+    Raises:
+        ValueError: It is not; the message names it.
+    """
+    if not is_number(value) or not least <= value <= most:
+        up_to = "of at least" if most == math.inf else "from"
+        to = "" if most == math.inf else f" to {most:g}"
+        raise ValueError(f"{name} is {describe(value)}; expected a number {up_to} {least:g}{to}")
+    return float(value)
 
 
 def describe(value: object) -> str:

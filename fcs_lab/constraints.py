@@ -7,14 +7,16 @@ C = ½‖A x̂_0 − y‖² and e = Aᵀ(y − A x̂_0).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fcs_lab.checks import check_function, describe, is_int, refuse_meta, typed
+from fcs_lab.checks import check_function, check_number, describe, is_int, refuse_meta, typed
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.images import ImageLike, MaskLike, to_channels, to_mask, to_tensor
 
@@ -27,6 +29,7 @@ __all__ = [
     "Inpainting",
     "LinearConstraint",
     "Selection",
+    "Spectrum",
     "SuperResolution",
     "blur",
     "downsample",
@@ -87,6 +90,22 @@ class ConstraintBase:
         return self.cost_and_error(x0)[1]
 
 
+@dataclass(frozen=True)
+class Spectrum:
+    """A linear task in the basis of A's right singular vectors v_i: images (B, C, H, W) as as many coefficients."""
+
+    values: Tensor
+    """The singular value of each, (1 or B, C, H, W); 0 where A does not see it."""
+    coefficients: Callable[[Tensor], Tensor]
+    """Images -> ⟨v_i, x⟩, of the same shape."""
+    images: Callable[[Tensor], Tensor]
+    """Coefficients -> images."""
+
+
+DENSE = 4096
+"""Up to how many numbers an image's singular vectors are found of a matrix that is written out."""
+
+
 class LinearConstraint(ConstraintBase):
     """A x̂_0 = y for a linear A: C = ½‖A x̂_0 − y‖², e = Aᵀ(y − A x̂_0).
 
@@ -94,15 +113,27 @@ class LinearConstraint(ConstraintBase):
         A: Images (B, C, H, W) -> measurements (B, …). Must be linear.
         A_adjoint: Measurements -> images; the transpose of A.
         y: The measurements (B, …), floating point; one for each image.
+        noise_std: σ_y, the standard deviation of the noise in y, in y's units. The error e does not depend on it;
+            methods that weigh y against the model do (`fcs_lab.baselines`).
 
     Raises:
         TypeError: y is not a floating-point tensor.
-        ValueError: y is not finite, or A and A_adjoint are not each other's transpose (tried on random vectors).
+        ValueError: y is not finite, A and A_adjoint are not each other's transpose (tried on random vectors), or
+            `noise_std` is not a number of at least 0.
     """
+
+    noise_std: float = 0.0
 
     @ordinary()
     @typed
-    def __init__(self, A: Callable[[Tensor], Tensor], A_adjoint: Callable[[Tensor], Tensor], y: Tensor):
+    def __init__(
+        self,
+        A: Callable[[Tensor], Tensor],
+        A_adjoint: Callable[[Tensor], Tensor],
+        y: Tensor,
+        *,
+        noise_std: float = 0.0,
+    ):
         check_function("A", A, 1)
         check_function("A_adjoint", A_adjoint, 1)
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
@@ -111,7 +142,7 @@ class LinearConstraint(ConstraintBase):
         if not bool(y.isfinite().all()):
             raise ValueError("y has NaN or infinite values; expected finite ones")
         self.A, self.A_adjoint = A, A_adjoint
-        self._measure(y)
+        self._measure(y, noise_std)
 
     @ordinary()
     def pinv(self, v: Tensor) -> Tensor:
@@ -123,9 +154,31 @@ class LinearConstraint(ConstraintBase):
         known = self.A_adjoint(self.y) + weight * x
         return _conjugate_gradients(lambda z: self.A_adjoint(self.A(z)) + weight * z, known)
 
-    def _measure(self, y: Tensor) -> None:
+    def singular(self) -> Spectrum:
+        """A's singular values, and images in the basis of its right singular vectors.
+
+        Raises:
+            ValueError: The images have more than 4,096 numbers each, and A is none that is known to be separable.
+        """
+        size = math.prod(self.shape)
+        if size > DENSE:
+            raise ValueError(
+                f"the task's images have {size} numbers each; the singular vectors of an operator of one's own are found "
+                f"for at most {DENSE}"
+            )
+        basis = torch.eye(size, dtype=torch.float64, device=self.y.device).to(self.y)
+        A = self.A(basis.reshape(size, *self.shape)).flatten(1).double().T
+        _, values, Vh = torch.linalg.svd(A)
+        values, V = _padded(values, size).to(self.y), Vh.T.to(self.y)
+        return Spectrum(
+            values.reshape(1, *self.shape),
+            lambda x: (x.flatten(1) @ V).reshape(x.shape),
+            lambda c: (c.flatten(1) @ V.T).reshape(c.shape),
+        )
+
+    def _measure(self, y: Tensor, noise_std: float) -> None:
         """Take y, once A and A_adjoint (methods, in a subclass) are usable."""
-        self.y = y
+        self.y, self.noise_std = y, check_number("noise_std", noise_std, 0)
         self.batch_size = len(y)
         self.shape = self._image_shape()
 
@@ -165,7 +218,7 @@ class _EachChannel(LinearConstraint):
         if self.shape[0] == channels:
             return self
         other = copy.copy(self)
-        other._measure(to_channels(self.y, channels, "the task's image"))
+        other._measure(to_channels(self.y, channels, "the task's image"), self.noise_std)
         return other
 
 
@@ -182,6 +235,9 @@ class Selection(LinearConstraint):
     def prox(self, x: Tensor, weight: float) -> Tensor:
         return (self.y + weight * x) / (self.known + weight)
 
+    def singular(self) -> Spectrum:
+        return Spectrum(self.known, lambda x: x, lambda c: c)
+
 
 class Inpainting(Selection, _EachChannel):
     """Fill in the masked pixels of an image: A x = known ⊙ x, so e = known ⊙ (y − x̂_0).
@@ -190,6 +246,7 @@ class Inpainting(Selection, _EachChannel):
         image: The image or images, in any form that `to_tensor` takes. What lies under the mask has no influence.
         mask: What is to be filled in (True, 1 or white, as in diffusers): one for all images or one each, in any form
             that `to_mask` takes.
+        noise_std: σ_y of noise in the known pixels; as for `LinearConstraint`.
 
     Raises:
         TypeError: Image or mask of a type, or a dtype, that is not taken.
@@ -198,7 +255,7 @@ class Inpainting(Selection, _EachChannel):
     """
 
     @ordinary()
-    def __init__(self, image: ImageLike, mask: MaskLike):
+    def __init__(self, image: ImageLike, mask: MaskLike, *, noise_std: float = 0.0):
         image, mask = to_tensor(image), to_mask(mask)
         if image.shape[-2:] != mask.shape[-2:]:
             raise ValueError(f"mask is {_size(mask)} (height × width) and image {_size(image)}; expected the same size")
@@ -212,7 +269,7 @@ class Inpainting(Selection, _EachChannel):
         self.mask = mask.to(image.device)
         self.known = (~self.mask).to(image.dtype)
         batch = max(len(image), len(mask))
-        self._measure((self.known * image).expand(batch, -1, -1, -1))
+        self._measure((self.known * image).expand(batch, -1, -1, -1), noise_std)
 
 
 class _Filter(_EachChannel):
@@ -227,6 +284,17 @@ class _Filter(_EachChannel):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return sum(D_h.T @ y @ D_w for D_h, D_w in zip(self.D_h, self.D_w, strict=True))
 
+    def singular(self) -> Spectrum:
+        if len(self.D_h) > 1:  # a sum of separable operators is none
+            return super().singular()
+        # Of a separable one the singular vectors are products of those along the columns and along the rows.
+        (s_h, V_h), (s_w, V_w) = map(_right_singular, (self.D_h[0], self.D_w[0]))
+        return Spectrum(
+            torch.outer(s_h, s_w).expand(1, *self.shape),
+            lambda x: V_h.T @ x @ V_w,
+            lambda c: V_h @ c @ V_w.T,
+        )
+
 
 class Blur(_Filter):
     """An image whose blurred version is `image` (deblurring): A x = kernel * x, of the same size.
@@ -238,6 +306,7 @@ class Blur(_Filter):
         image: The blurred image or images, in any form that `to_tensor` takes; `blur` makes one from a sharp one. As a
             measurement it may be noisy, and a tensor's values may lie beyond [-1, 1].
         kernel: (k_h, k_w), a tensor or an array; k_h and k_w odd, its middle the pixel that stays in place; the sum is 1.
+        noise_std: σ_y, of noise in `image`; as for `LinearConstraint`.
 
     Raises:
         TypeError: `image` or `kernel` is of a type that is not taken.
@@ -246,12 +315,13 @@ class Blur(_Filter):
     """
 
     @ordinary()
-    def __init__(self, image: ImageLike, kernel: Tensor | np.ndarray):
+    def __init__(self, image: ImageLike, kernel: Tensor | np.ndarray, *, noise_std: float = 0.0):
         y = to_tensor(image, limit=BEYOND)
         if isinstance(kernel, str):
             raise TypeError(f"kernel is {kernel!r}; expected a tensor or an array (k_h, k_w)")
         self.D_h, self.D_w = (D.to(y) for D in _factors(kernel, *y.shape[-2:], factor=1))
-        self._measure(y)
+        self.kernel = torch.as_tensor(kernel).detach().cpu()
+        self._measure(y, noise_std)
 
 
 class SuperResolution(_Filter):
@@ -272,12 +342,12 @@ class SuperResolution(_Filter):
     """
 
     @ordinary()
-    def __init__(self, low_res: ImageLike, factor: int, kernel: Kernel = "bicubic"):
+    def __init__(self, low_res: ImageLike, factor: int, kernel: Kernel = "bicubic", *, noise_std: float = 0.0):
         _check_factor(factor)
         y = to_tensor(low_res, "low_res", limit=BEYOND)
         self.factor = factor
         self.D_h, self.D_w = (D.to(y) for D in _factors(kernel, *(factor * size for size in y.shape[-2:]), factor))
-        self._measure(y)
+        self._measure(y, noise_std)
 
 
 class Colorization(LinearConstraint):
@@ -285,6 +355,7 @@ class Colorization(LinearConstraint):
 
     Args:
         grey: The grey image or images, in any form that `to_tensor` takes, of one channel; a measurement as for `Blur`.
+        noise_std: σ_y, of noise in `grey`; as for `LinearConstraint`.
 
     Raises:
         TypeError: `grey` is of a type that is not taken.
@@ -292,18 +363,40 @@ class Colorization(LinearConstraint):
     """
 
     @ordinary()
-    def __init__(self, grey: ImageLike):
+    def __init__(self, grey: ImageLike, *, noise_std: float = 0.0):
         y = to_tensor(grey, "grey", limit=BEYOND)
         if y.shape[1] != 1:
             raise ValueError(f"grey has {y.shape[1]} channels; expected 1 (PIL: .convert('L'))")
         self.weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).to(y).reshape(3, 1, 1)
-        self._measure(y)
+        self._measure(y, noise_std)
 
     def A(self, x: Tensor) -> Tensor:
         return (self.weights * x).sum(1, keepdim=True)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return self.weights * y
+
+    def singular(self) -> Spectrum:
+        row = self.weights.flatten()[None].double()
+        _, values, Vh = torch.linalg.svd(row)
+        V = Vh.T.to(self.y)
+        return Spectrum(
+            _padded(values, 3).to(self.y).reshape(1, 3, 1, 1).expand(1, *self.shape),
+            lambda x: torch.einsum("bchw,cd->bdhw", x, V),
+            lambda c: torch.einsum("bdhw,cd->bchw", c, V),
+        )
+
+
+def _padded(values: Tensor, size: int) -> Tensor:
+    """Singular values with zeros for the directions that A does not see, and for those that are lost in rounding."""
+    values = torch.where(values > 1e-6 * values[0], values, 0.0)
+    return torch.cat([values, values.new_zeros(size - len(values))])
+
+
+def _right_singular(D: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a matrix (m, n) the n singular values, zeros included, and the right singular vectors (n, n)."""
+    _, values, Vh = torch.linalg.svd(D.double())
+    return _padded(values, D.shape[1]).to(D), Vh.T.to(D)
 
 
 def _conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 200) -> Tensor:

@@ -139,7 +139,11 @@ class LatentSpace:
         """The task as x̂_0 has to meet it in latent space: `LatentInpainting`, or else `Decoded`."""
         if isinstance(task, LatentInpainting | Decoded):
             return task
-        return LatentInpainting(task.y, task.mask, self) if isinstance(task, Inpainting) else Decoded(task, self)
+        return (
+            LatentInpainting(task.y, task.mask, self, noise_std=task.noise_std)
+            if isinstance(task, Inpainting)
+            else Decoded(task, self)
+        )
 
     @contextmanager
     def _autoencoder(self) -> Iterator[nn.Module]:
@@ -533,6 +537,7 @@ class LatentInpainting(Selection):
         image, mask: As for `Inpainting`.
         model: The latent model; image sizes are multiples of its VAE's factor.
         keep_known: Put the given pixels back, exactly, into the images that are returned.
+        noise_std: σ_y of noise in the known cells, in the latents' units.
 
     Raises:
         TypeError, ValueError: As for `Inpainting`; a size that the VAE's factor does not divide; a mask that leaves no
@@ -541,8 +546,16 @@ class LatentInpainting(Selection):
 
     @ordinary()
     @typed
-    def __init__(self, image: ImageLike, mask: MaskLike, model: LatentSpace, *, keep_known: bool = False):
-        task = Inpainting(image, mask)
+    def __init__(
+        self,
+        image: ImageLike,
+        mask: MaskLike,
+        model: LatentSpace,
+        *,
+        keep_known: bool = False,
+        noise_std: float = 0.0,
+    ):
+        task = Inpainting(image, mask, noise_std=noise_std)
         masked = task.y
         model.check_shape(masked, "image", model.image_channels, model.multiple)
         hidden = torch.nn.functional.max_pool2d(task.mask.float(), model.factor) > 0
@@ -556,7 +569,7 @@ class LatentInpainting(Selection):
         with torch.no_grad():
             latents = model.encode(masked)
         self.known = self.known.to(latents)
-        self._measure((self.known * latents).expand(len(masked), -1, -1, -1))
+        self._measure((self.known * latents).expand(len(masked), -1, -1, -1), task.noise_std)
 
     def finish(self, images: Tensor) -> Tensor:
         """The decoded images (B, C, H, W), with the known pixels put back if `keep_known`."""

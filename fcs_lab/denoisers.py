@@ -7,6 +7,7 @@ what the lab asks of a model besides (`Model`): its images, its prompts, its lat
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ __all__ = [
     "Denoiser",
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
+    "InpaintingDenoiser",
     "Model",
     "UNetDenoiser",
     "add_noise",
@@ -35,6 +37,7 @@ __all__ = [
     "estimate_x0",
     "forward_mode",
     "frozen",
+    "is_tuned",
     "left_as_found",
     "levels_at",
     "networks_of",
@@ -330,18 +333,22 @@ class UNetDenoiser:
     @typed
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         config = unet.config
-        if config.get("num_class_embeds") or config.get("class_embed_type"):
-            raise ValueError("the U-Net is class-conditional; expected an unconditional one")
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
                 f"the U-Net has {config.in_channels} input and {config.out_channels} output channels; "
                 "expected as many, or twice as many (learned variance)"
             )
+        self._take(unet, scheduler, config.in_channels)
+
+    def _take(self, unet: UNet2DModel, scheduler: SchedulerMixin, channels: int) -> None:
+        config = unet.config
+        if config.get("num_class_embeds") or config.get("class_embed_type"):
+            raise ValueError("the U-Net is class-conditional; expected an unconditional one")
         self.prediction_type = prediction_type_of(scheduler)
         self.unet = unet
         self.scheduler = scheduler
         size = config.sample_size
-        self.shape = (config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        self.shape = (channels, *(size if isinstance(size, list | tuple) else (size, size)))
 
     @property
     def device(self) -> torch.device:
@@ -355,8 +362,59 @@ class UNetDenoiser:
         _check_shape(self, x_t)
         signal, noise = levels_at(self, t, x_t)
         with frozen(self.unet):
-            output = self.unet(x_t.to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
+            output = self.unet(self._input(x_t).to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
         return estimate_x0(self.prediction_type, x_t.to(noise.dtype), output, signal, noise).to(x_t.dtype)
+
+    def _input(self, x_t: Tensor) -> Tensor:
+        """What the network is shown."""
+        return x_t
+
+
+def is_tuned(unet: UNet2DModel) -> bool:
+    """Whether a U-Net is tuned to inpainting: beside x_t it takes a mask and an image."""
+    return unet.config.in_channels == 2 * unet.config.out_channels + 1
+
+
+class InpaintingDenoiser(UNetDenoiser):
+    """x̂_0 of a U-Net that was tuned to inpainting: it sees x_t, the mask and the masked image, 2C + 1 channels.
+
+    By itself it is a denoiser to which all is hidden; `given` tells it a task. diffusers' inpainting checkpoints, which do
+    the same in latent space, are pipelines; see `fcs_lab.baselines.tuned`.
+
+    Args:
+        unet, scheduler: As for `UNetDenoiser`. The channels are, as in diffusers, x_t's, the mask (1 is hidden), and the
+            image's, 0 where it is hidden.
+
+    Raises:
+        ValueError: As for `UNetDenoiser`.
+    """
+
+    @typed
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
+        if not is_tuned(unet):
+            raise ValueError(
+                f"the U-Net has {unet.config.in_channels} input and {unet.config.out_channels} output channels; expected "
+                "2C + 1 for C: x_t, the mask and the masked image"
+            )
+        self._take(unet, scheduler, unet.config.out_channels)
+        self._seen: Tensor | None = None
+
+    def given(self, known: Tensor, y: Tensor) -> InpaintingDenoiser:
+        """The same model, its weights shared, told what is known.
+
+        Args:
+            known: (1 or B, 1 or C, H, W), 1 where the image is known, else 0.
+            y: The image (1 or B, C, H, W) in [-1, 1]; what lies where it is not known has no influence.
+        """
+        other = copy.copy(self)
+        image = known * y
+        other._seen = torch.cat([(1 - known[:, :1]).expand(len(image), -1, -1, -1), image], 1)
+        return other
+
+    def _input(self, x_t: Tensor) -> Tensor:
+        if self._seen is None:
+            return torch.cat([x_t, torch.ones_like(x_t[:, :1]), torch.zeros_like(x_t)], 1)
+        return torch.cat([x_t, self._seen.to(x_t).expand(len(x_t), -1, -1, -1)], 1)
 
 
 class GaussianMixtureDenoiser:

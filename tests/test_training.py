@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 
 import fcs_lab
 from fcs_lab.data import read_cifar10, read_mnist, scale
+from fcs_lab.denoisers import InpaintingDenoiser
 from fcs_lab.images import to_pil
 from fcs_lab.training import diffusion, fid
 from fcs_lab.training.__main__ import main
-from fcs_lab.training.diffusion import CIFAR10, MNIST, train
+from fcs_lab.training.diffusion import CIFAR10, MNIST, MNIST_INPAINTING, train
+from fcs_lab.training.masks import draw_masks
 
 TINY = replace(
     MNIST,
@@ -89,6 +91,27 @@ def test_training_learns(tmp_path):
     assert load_file(tmp_path / "state.safetensors")["loss_average"] < 0.6
 
 
+def test_a_tuned_network_begins_as_the_model_that_it_is_tuned_from():
+    base = fcs_lab.load("mnist", device="cpu")
+    unet = UNet2DModel(**MNIST_INPAINTING.unet)
+    diffusion._begin_as(unet, base.unet)
+    model = InpaintingDenoiser(unet, base.scheduler)
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    known = (torch.arange(32) < 16).float().expand(1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model.given(known, torch.ones_like(x))(x, 400), base(x, 400), atol=1e-4)
+
+
+def test_masks_are_of_all_kinds_and_drawn_alike():
+    masks = draw_masks(600, 32, torch.Generator().manual_seed(0))
+    assert masks.shape == (600, 1, 32, 32) and set(masks.unique().tolist()) == {0.0, 1.0}
+    share = masks.mean((1, 2, 3))
+    assert 0.1 < (share == 1).float().mean() < 0.25 and 0.3 < share.mean() < 0.7
+    for column in (0, 31):  # each border is sometimes hidden and sometimes known
+        assert 0.2 < masks[..., column].mean() < 0.9
+    assert torch.equal(masks, draw_masks(600, 32, torch.Generator().manual_seed(0)))
+
+
 def write_mnist(folder, count=4, compress=False):
     images = np.arange(count * 28 * 28, dtype=np.int64).reshape(count, 28, 28).astype(np.uint8)
     labels = np.arange(count, dtype=np.uint8)
@@ -124,7 +147,7 @@ def test_broken_idx_files_are_named(tmp_path):
         read_mnist(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["mnist", "classifier"])
+@pytest.mark.parametrize("what", ["mnist", "mnist-inpainting", "classifier"])
 def test_the_command_takes_two_steps(tmp_path, what, capsys):
     write_mnist(tmp_path)
     code = main([what, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--max-steps", "2", "--no-progress"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = {
     "mnist": "the unconditional diffusion model of MNIST digits, 32×32",
+    "mnist-inpainting": "the same U-Net tuned to inpainting: it also sees the mask and the masked digit",
     "fashion": "the latent text-to-image model of Fashion-MNIST garments, in Stable Diffusion's layout",
     "emoji": "the latent text-to-image model of emoji, in colour, in Stable Diffusion's layout",
     "cifar10": "an unconditional RGB diffusion model of CIFAR-10 images, or of any folder of images, 32×32",
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--no-progress", action="store_true", help="no progress bar")
         if "classifier" not in name or name.startswith("emoji"):
             command.add_argument("--bf16", action="store_true", help="bfloat16 autocast: about twice as fast")
-    bundle = commands.add_parser("bundle", help="make a latent run's model a bundled one, in half precision")
+    bundle = commands.add_parser("bundle", help="make a run's model a bundled one, in half precision")
     bundle.add_argument("out", type=Path, metavar="RUN", help="the run's folder, such as runs/emoji")
     bundle.add_argument("name", help="its name, such as emoji")
     options = parser.parse_args(arguments)
@@ -77,10 +78,10 @@ def _run(command: str, data: Path | None, out: Path, common: dict) -> Path:
         return train(CIFAR10, read_cifar10(data), out, **common)
     read = read_fashion_mnist if command.startswith("fashion") else read_mnist
     images, labels = read(data, "train")
-    if command == "mnist":
-        from fcs_lab.training.diffusion import MNIST, train
+    if command in ("mnist", "mnist-inpainting"):
+        from fcs_lab.training.diffusion import MNIST, MNIST_INPAINTING, train
 
-        return train(MNIST, scale(images), out, **common)
+        return train(MNIST if command == "mnist" else MNIST_INPAINTING, scale(images), out, **common)
     if command == "fashion":
         from fcs_lab.training.fashion import FASHION, train_fashion
 

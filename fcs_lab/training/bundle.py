@@ -12,16 +12,16 @@ import torch
 from fcs_lab.zoo import WEIGHTS, quiet
 
 with quiet():  # this import asks transformers for an image processor
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline
 
 __all__ = ["bundle_model", "write_checksums"]
 
 
 def bundle_model(run: str | Path, name: str) -> Path:
-    """Write the pipeline of a latent run to `fcs_lab/weights/NAME` in float16, with its sample sheet and checksums.
+    """Write the pipeline of a run to `fcs_lab/weights/NAME` in float16, with its sample sheet and checksums.
 
     Args:
-        run: The run's folder; a finished decoder in it is taken.
+        run: The run's folder, of a latent or a pixel model; a finished decoder in it is taken.
         name: The bundled model's name. Its model card, if there is one, stays.
 
     Returns:
@@ -33,6 +33,11 @@ def bundle_model(run: str | Path, name: str) -> Path:
     run, out = Path(run), WEIGHTS / name
     if not (run / "model" / "model_index.json").exists():
         raise FileNotFoundError(f"{run} has no model yet: {run / 'model'} is not there")
+    if not (run / "model" / "vae").exists():
+        pipeline = DDPMPipeline.from_pretrained(run / "model")
+        torch.nn.Module.to(pipeline.unet, torch.float16)
+        pipeline.save_pretrained(out)
+        return _finished(run, name)
     with quiet():
         pipeline = StableDiffusionPipeline.from_pretrained(run / "model", safety_checker=None, requires_safety_checker=False)
         if (run / "decoder" / "model" / "config.json").exists():
@@ -41,6 +46,12 @@ def bundle_model(run: str | Path, name: str) -> Path:
         torch.nn.Module.to(part, torch.float16)
     pipeline.save_pretrained(out)
     shutil.copy(run / "model" / "training.json", out / "training.json")
+    return _finished(run, name)
+
+
+def _finished(run: Path, name: str) -> Path:
+    """The bundled folder, once it has its sheet of samples and its checksums."""
+    out = WEIGHTS / name
     sheets = sorted((run / "samples").glob("step-*.png"))
     if sheets:
         shutil.copy(sheets[-1], out / "samples.png")

@@ -1,10 +1,10 @@
-"""Training of an unconditional pixel U-Net, in pieces that may be interrupted."""
+"""Training of a pixel U-Net, unconditional or tuned to inpainting, in pieces that may be interrupted."""
 
 from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from fcs_lab.denoisers import UNetDenoiser
+from fcs_lab.denoisers import InpaintingDenoiser, UNetDenoiser
 from fcs_lab.sampler import sample
 from fcs_lab.training.loop import optimize, write_sheet
+from fcs_lab.training.masks import draw_masks
+from fcs_lab.zoo import load
 
-__all__ = ["CIFAR10", "MNIST", "Recipe", "train"]
+__all__ = ["CIFAR10", "MNIST", "MNIST_INPAINTING", "Recipe", "train"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Recipe:
 
     `unet` and `scheduler` are the arguments of diffusers' `UNet2DModel` and `DDPMScheduler`; `steps` is the length of
     the learning rate's cosine (or see `latent.Stage`); `checkpoints` are the steps at which the averaged weights are also
-    kept in half precision; `flip` mirrors half of the images.
+    kept in half precision; `flip` mirrors half of the images; a U-Net with 2C + 1 channels is trained to inpaint, from the
+    weights of the bundled model `start_from`, if there is one.
     """
 
     unet: dict[str, Any]
@@ -38,6 +41,7 @@ class Recipe:
     cooldown_steps: int | None = None
     ema_decay: float = 0.999
     flip: bool = False
+    start_from: str | None = None
     seed: int = 0
 
 
@@ -56,6 +60,11 @@ MNIST = Recipe(
     scheduler={"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon"},
     steps=8000,
     checkpoints=(300, 1000, 2500, 5000, 8000),
+)
+
+# Tuned to inpainting, as inpainting checkpoints are: it begins as `mnist`, and is told the mask and the masked image, too.
+MNIST_INPAINTING = replace(
+    MNIST, unet=MNIST.unet | {"in_channels": 3}, start_from="mnist", steps=4000, checkpoints=(), learning_rate=5e-4
 )
 
 # 16.2 million parameters, 32 MB in half precision. No dropout: it would draw from torch's own generator, and a resumed run
@@ -113,7 +122,10 @@ def train(
     out, device = Path(out), torch.device(device)
     torch.manual_seed(recipe.seed)
     unet = UNet2DModel(**recipe.unet).to(device)
+    if recipe.start_from is not None:
+        _begin_as(unet, load(recipe.start_from, device=device).unet)
     scheduler = DDPMScheduler(**recipe.scheduler)
+    tuned = unet.config.in_channels != unet.config.out_channels
 
     def loss_of(generator: torch.Generator) -> Tensor:
         x_0 = images[torch.randint(len(images), (recipe.batch_size,), generator=generator)].to(device)
@@ -122,6 +134,9 @@ def train(
         t = torch.randint(scheduler.config.num_train_timesteps, (len(x_0),), generator=generator).to(device)
         noise = torch.randn(x_0.shape, generator=generator).to(device)
         x_t = scheduler.add_noise(x_0, noise, t)
+        if tuned:
+            masks = draw_masks(len(x_0), x_0.shape[-1], generator).to(device)
+            x_t = torch.cat([x_t, masks, x_0 * (1 - masks)], 1)
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
             prediction = unet(x_t, t).sample
         return (prediction.float() - noise).square().mean()
@@ -133,7 +148,11 @@ def train(
             kept = out / "checkpoints" / f"step-{step:05d}"
             pipeline.save_pretrained(kept)
             copy.deepcopy(unet).half().save_pretrained(kept / "unet")
-        _write_samples(unet, scheduler, out / "samples" / f"step-{step:05d}.png")
+        path = out / "samples" / f"step-{step:05d}.png"
+        if tuned:
+            _write_completions(InpaintingDenoiser(unet, scheduler), images[:8].to(device), path)
+        else:
+            _write_samples(unet, scheduler, path)
 
     optimize(
         list(unet.parameters()),
@@ -149,6 +168,15 @@ def train(
     return out / "model"
 
 
+@torch.no_grad()
+def _begin_as(unet: UNet2DModel, base: UNet2DModel) -> None:
+    """Take a base model's weights; the channels that it has not count for nothing at first."""
+    weights = base.state_dict()
+    first = torch.zeros_like(unet.conv_in.weight)
+    first[:, : base.config.in_channels] = weights["conv_in.weight"]
+    unet.load_state_dict(weights | {"conv_in.weight": first})
+
+
 def _write_samples(unet, scheduler: DDPMScheduler, path: Path, rows: int = 4, num_inference_steps: int = 50) -> None:
     """A sheet of rows×rows samples, always from the same noise, so that sheets can be compared."""
     generator = torch.Generator().manual_seed(0)
@@ -157,3 +185,14 @@ def _write_samples(unet, scheduler: DDPMScheduler, path: Path, rows: int = 4, nu
         model, num_inference_steps=num_inference_steps, eta=0, batch_size=rows**2, generator=generator, progress=False
     ).images
     write_sheet(images, rows, path)
+
+
+def _write_completions(model: InpaintingDenoiser, images: Tensor, path: Path, num_inference_steps: int = 20) -> None:
+    """A sheet: training images, the same under masks, and two completions of each, always from the same noise."""
+    generator = torch.Generator().manual_seed(0)
+    masks = draw_masks(len(images), images.shape[-1], generator).bool()
+    model = model.given(1 - masks.to(images), images)
+    rows = [images.cpu(), torch.where(masks, 0.0, images.cpu())]
+    options = {"num_inference_steps": num_inference_steps, "batch_size": len(images), "progress": False}
+    rows += [sample(model, generator=generator, **options).images.cpu() for _ in range(2)]
+    write_sheet(torch.cat(rows), len(images), path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -25,13 +25,15 @@ from tqdm.auto import tqdm
 from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.baselines import PEERS
 from fcs_lab.baselines.frame import Peer, needs
+from fcs_lab.checks import check_function
 from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import computes_in, ordinary
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
 from fcs_lab.families import family_of, what_it_takes
+from fcs_lab.fast import fast, fast_plan
 from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
-from fcs_lab.sampler import Result, Settings, StepSize, check_task
+from fcs_lab.sampler import Result, Settings, StepSize, check_preset, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite
 
@@ -43,13 +45,15 @@ def constrained(
     pipe: DiffusionPipeline,
     task: Constraint | None = None,
     *,
-    method: str | Peer = "newton",
-    inner_steps: int | Sequence[int] = 5,
-    step_size: StepSize = (0.5, 0.1),
+    method: str | Peer | Callable[[Tensor, Watch], Method] = "newton",
+    preset: str | None = None,
+    inner_steps: int | Sequence[int] | None = None,
+    step_size: StepSize | None = None,
     fd_step: float | None = None,
     eta: float | None = None,
     trace_x0: bool = False,
     layout: Layout | None = None,
+    **settings: Any,
 ) -> Iterator[ConstrainedRun]:
     """While this lasts, calls of a diffusers pipeline sample under a constraint (paper, Algorithm 1).
 
@@ -69,10 +73,13 @@ def constrained(
         pipe: A text-to-image pipeline with a VAE. Those of `fcs_lab.families` are proved; others are tried, with a warning.
         task: The constraint on the images, which is carried into the pipeline's latent space. None: none.
         method: "newton" (J e by a finite difference) or "identity" (e): what is made of evaluations only. A pipeline has no
-            derivatives to give; `sample` has. Or a peer: its name ("ddnm", "diffpir", "flowchef", "mpgd", "red_diff",
-            "repaint"), or it with its settings (`fcs_lab.baselines.ddnm.ddnm_peer(eta=0.5)`); inner_steps, step_size,
-            fd_step and eta are Algorithm 1's then, and have no effect.
+            derivatives to give; `sample` has. Or a peer of `fcs_lab.baselines`: "repaint", "ddnm", "ddrm", "diffpir",
+            "mpgd", "red_diff", "daps", "flowchef", "lanpaint" or "guess_and_guide". Or a function of one's own, (x_T, watch)
+            -> a coroutine with one evaluation a timestep (`fcs_lab.baselines.Peer` says it for any other).
+        preset: "fast": one probe a timestep, as in `sample`; a call with num_inference_steps=30 makes 59 evaluations.
         inner_steps, step_size, fd_step, eta, trace_x0: As for `sample`. h follows the network's dtype.
+        **settings: A peer's own, as of its call (`method="repaint", resamplings=5`); step_size and eta, too, are its own
+            then. Its timesteps are those of the pipeline's call.
         layout: How the pipeline keeps its latents, where it cannot be told from the pipeline; see `Layout`.
 
     Yields:
@@ -90,21 +97,23 @@ def constrained(
     if layout is not None and not isinstance(layout, Layout):
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
-    peer = PEERS[method]() if isinstance(method, str) and method in PEERS else method if isinstance(method, Peer) else None
-    if peer is not None:
+    own = {"inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
+    check_preset(preset, own, task)
+    given = {name: value for name, value in own.items() if value is not None} | settings
+    peer = None
+    if preset is not None:
+        if method != "newton" or settings:
+            raise ValueError(f"preset is {preset!r}, and so is the method; expected no other method or setting")
+        peer = _fast_peer(fd_step, network_of(pipe).dtype)
+        method, given = "identity", {}
+    elif method not in EVALUATIONS if isinstance(method, str) else True:
+        peer = _peer(method, given)
+        method, given = "identity", {}
         if task is None:
             raise TypeError(f"task is None; method {peer.name!r} takes a constraint")
-        method = peer.name if peer.differentiates else "identity"
-    if not isinstance(method, str) or method not in EVALUATIONS:
-        known = ", ".join(map(repr, [*EVALUATIONS, *(name for name, make in PEERS.items() if not make().differentiates)]))
-        if isinstance(method, str) and method in [*DIRECTIONS, *PEERS]:
-            raise ValueError(
-                f"method is {method!r}, which takes derivatives of the network, and a pipeline has none to give; expected "
-                f"{known}, or `fcs_lab.sample` with fcs_lab.load(…)"
-            )
-        raise ValueError(f"method is {method!r}; expected {known}")
-    settings = {"direction": method, "inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
-    run = ConstrainedRun(pipe, task, trace_x0, layout, peer, **settings)
+    for name in settings if peer is None else ():
+        raise ValueError(f"{name} is given, which method {method!r} has not; it has {', '.join(own)}")
+    run = ConstrainedRun(pipe, task, trace_x0, layout, peer, direction=method, **given)
     if family_of(pipe) is None:
         warnings.warn(
             f"{type(pipe).__name__} is of no family that constrained(…) is proved with (fcs_lab.families); it is tried",
@@ -117,6 +126,43 @@ def constrained(
         _shadow(stack, pipe.vae, "decode", run._decode)
         run._watch_changes(stack)
         yield run
+
+
+def _peer(method: Any, settings: dict[str, Any]) -> Peer:
+    """The method that is no direction of Algorithm 1, with its settings.
+
+    Raises:
+        ValueError, TypeError: There is none of this name, it takes derivatives, or it has not such a setting.
+    """
+    if isinstance(method, str):
+        known = [*EVALUATIONS, *(name for name, make in PEERS.items() if not make().differentiates)]
+        if method in [*DIRECTIONS, *PEERS] and method not in known:
+            raise ValueError(
+                f"method is {method!r}, which takes derivatives of the network, and a pipeline has none to give; expected "
+                f"{', '.join(map(repr, known))}, or `fcs_lab.sample` and `fcs_lab.baselines` with fcs_lab.load(…)"
+            )
+        if method not in known:
+            raise ValueError(f"method is {method!r}; expected {', '.join(map(repr, known))}, or a function of one's own")
+        names = list(inspect.signature(PEERS[method]).parameters)
+        for name in settings:
+            if name not in names:
+                timesteps = "; the timesteps are those of the pipeline's call" if name == "num_inference_steps" else ""
+                raise ValueError(f"{name} is given, which method {method!r} has not; it has {', '.join(names)}{timesteps}")
+        return PEERS[method](**settings)
+    if not isinstance(method, Peer):
+        check_function("method", method, 2)
+        method = Peer(getattr(method, "__name__", "method"), method)
+    for name in settings:
+        raise ValueError(f"{name} is given, but method is {method.name!r}, which has its settings already")
+    if method.differentiates:
+        raise ValueError(f"method is {method.name!r}, which takes derivatives of the network; a pipeline has none to give")
+    return method
+
+
+def _fast_peer(fd_step: float | None, dtype: torch.dtype) -> Peer:
+    """The preset "fast" as a method for a network of this dtype."""
+    h = Settings(fd_step=fd_step).fd_step_of(dtype if dtype in FD_STEP else torch.float32)
+    return Peer("fast", partial(fast, fd_step=h), plan=fast_plan)
 
 
 class ConstrainedRun:
@@ -135,7 +181,7 @@ class ConstrainedRun:
         self.settings = settings
         self.scheduler, self.prediction_type = pipe.scheduler, prediction_type_of(pipe.scheduler)
         self.prepare_latents, self.decode = pipe.prepare_latents, pipe.vae.decode
-        counts = settings["inner_steps"]
+        counts = settings.get("inner_steps", Settings.inner_steps)
         N = len(counts) if isinstance(counts, Sequence) else 1
         checked = Settings(num_inference_steps=max(N, 1), trained=max(N, 1), **settings)  # a wrong one is named now
         if not callable(checked.step_size):
@@ -266,7 +312,7 @@ class _Call:
         if self.run.peer is None:
             self.index = plan(range(T), self.λ, EVALUATIONS[self.settings.direction])
         else:
-            self.index = [i for i in range(T) for _ in range(self.run.peer.evaluations)]
+            self.index = self.run.peer.plan(T)
         self.schedule = schedule
         return [schedule.timesteps[i] for i in self.index], schedule
 
@@ -334,14 +380,26 @@ class _Call:
         self.x0 = self.watch.estimated(estimate_x0(self.run.prediction_type, x.to(self.state_dtype), output, a, s))
         self.forward, self.n = self.forward + len(x), self.n + 1
         try:
-            self.point, _ = self.method.send(self.x0)
+            self.point, t = self.method.send(self.x0)
+            self._check_plan(t)
         except StopIteration as end:
             self.x0 = self.point = end.value
             self.completed = True
+            self._check_plan(None)
         if self.bar is not None:
             self.bar.update(self.watch.i - self.bar.n)
         self.handed = self.layout.pack(self.point).to(sample.dtype)
         return self.handed
+
+    def _check_plan(self, t: float | None) -> None:
+        """That a method asks at the timestep that its plan has next; None: that the plan is at its end."""
+        planned = self.schedule.timesteps[self.index[self.n]] if self.n < len(self.index) else None
+        if t != planned:
+            found, wanted = ("its end" if at is None else f"t = {at:g}" for at in (t, planned))
+            raise ValueError(
+                f"the method came to {found} after {self.n} evaluations, where its plan has {wanted}: give it as "
+                "fcs_lab.baselines.Peer(name, method, plan=…), which says at which timesteps it evaluates the network"
+            )
 
     def unpack(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline keeps them, as (B, c, h, w)."""

@@ -19,11 +19,12 @@ from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, left_as_found
 from fcs_lab.directions import DIRECTIONS, FD_STEP, CountedDenoiser, Differentiation, Direction
+from fcs_lab.fast import FAST_STEPS, fast
 from fcs_lab.images import to_pil
 from fcs_lab.schedule import Schedule, read_schedule, same_levels
 from fcs_lab.trace import Callback, State, TraceEntry, Watch, check_finite, per_image
 
-__all__ = ["Result", "Settings", "State", "StepSize", "TraceEntry", "check_task", "sample"]
+__all__ = ["Result", "Settings", "State", "StepSize", "TraceEntry", "check_preset", "check_task", "drive", "sample"]
 
 StepSize = float | tuple[float, float] | Callable[[int, int], float]
 
@@ -90,10 +91,14 @@ class Settings:
         counts = self.inner_steps if isinstance(self.inner_steps, Sequence) else [self.inner_steps] * len(timesteps)
         return [_step_sizes(self.step_size, t, K) for t, K in zip(timesteps, counts, strict=True)]
 
+    def fd_step_of(self, dtype: torch.dtype) -> float:
+        """h for a network of this dtype."""
+        return FD_STEP[dtype] if self.fd_step is None else float(self.fd_step)
+
     def direction_of(self, dtype: torch.dtype) -> Direction:
         """The direction, with h for a network of this dtype."""
         options = {
-            "newton": {"fd_step": FD_STEP[dtype] if self.fd_step is None else float(self.fd_step)},
+            "newton": {"fd_step": self.fd_step_of(dtype)},
             "exact": {"regularization": float(self.regularization)},
         }
         return partial(DIRECTIONS[self.direction], **options.get(self.direction, {}))
@@ -108,12 +113,13 @@ def sample(
     model: Denoiser,
     task: Constraint | None = None,
     *,
-    num_inference_steps: int = 20,
-    inner_steps: int | Sequence[int] = 5,
-    step_size: StepSize = (0.5, 0.1),
-    direction: str = "newton",
+    preset: str | None = None,
+    num_inference_steps: int | None = None,
+    inner_steps: int | Sequence[int] | None = None,
+    step_size: StepSize | None = None,
+    direction: str | None = None,
     fd_step: float | None = None,
-    regularization: float = 0.1,
+    regularization: float | None = None,
     eta: float | None = None,
     scheduler: SchedulerMixin | None = None,
     batch_size: int | None = None,
@@ -132,15 +138,18 @@ def sample(
             as they were.
         task: The constraint on the images, which yields e; for a latent model it is carried into latent space
             (`fcs_lab.latent.in_latents`). None samples without one: no inner steps are taken.
-        num_inference_steps: T', the timesteps of the schedule that are visited.
+        preset: None: Algorithm 1. "fast": one probe J e a timestep and no evaluation after it, about 60 evaluations in all
+            (`fcs_lab.fast`); besides it only `num_inference_steps` (None: 30) and `fd_step` may be given.
+        num_inference_steps: T', the timesteps of the schedule that are visited. None: 20.
         inner_steps: K, the updates of x_t at each timestep; one number, or one for each timestep, from the noisiest.
+            None: 5.
         step_size: λ: one number; (first, last), linear over a timestep's inner steps; or a function of (t, k).
-            In units of x_t: the largest change of any pixel in one update.
+            In units of x_t: the largest change of any pixel in one update. None: (0.5, 0.1).
         direction: What moves x_t: "newton" (J e by a finite difference), "newton-jvp" (J e by forward mode),
-            "gradient" (Jᵀ e), "exact" (J⁻¹ e, regularised) or "identity" (e).
+            "gradient" (Jᵀ e), "exact" (J⁻¹ e, regularised) or "identity" (e). None: "newton".
         fd_step: h of "newton", relative to ‖e‖_∞. None: the right one for the model's dtype
             (0.2 in float32; the paper's is 0.005).
-        regularization: Of "exact": ρ relative to ‖J e‖/‖e‖; see `directions.exact`.
+        regularization: Of "exact": ρ relative to ‖J e‖/‖e‖; see `directions.exact`. None: 0.1.
         eta: η, how much of each step's noise is fresh: 0 is deterministic (DDIM; Euler's step of a rectified flow), 1 has
             DDPM's variance. None: 1, and 0 for a rectified flow.
         scheduler: Whose timesteps are visited: any of diffusers' with the model's own noise schedule. Only its configuration
@@ -163,11 +172,24 @@ def sample(
         FloatingPointError: Something became infinite or NaN: what it was, at which timestep, and what mostly helps.
     """
     trained = as_model(model).scheduler.config.num_train_timesteps
-    settings = Settings(num_inference_steps, inner_steps, step_size, direction, fd_step, regularization, eta, trained)
+    own = {
+        "inner_steps": inner_steps,
+        "step_size": step_size,
+        "direction": direction,
+        "fd_step": fd_step,
+        "regularization": regularization,
+        "eta": eta,
+    }
+    check_preset(preset, own, task)
+    given = {name: value for name, value in own.items() if value is not None}
+    T = num_inference_steps if num_inference_steps is not None else 20 if preset is None else FAST_STEPS
+    settings = Settings(num_inference_steps=T, trained=trained, **given)
     if direction == "exact" and (as_model(model).num_prompts or 1) > 1:
         raise ValueError("direction is 'exact', which goes image by image; expected one prompt for all images")
 
     def method(x: Tensor, watch: Watch) -> Method:
+        if preset is not None:
+            return fast(x, watch, fd_step=settings.fd_step_of(watch.f.dtype))
         watch.λ = [[] for _ in watch.schedule.timesteps] if watch.task is None else settings.λ(watch.schedule.timesteps)
         watch.along = settings.direction_of(watch.f.dtype)
         watch.eta = settings.eta_of(watch.schedule)
@@ -177,7 +199,7 @@ def sample(
         model,
         task,
         method,
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=T,
         scheduler=scheduler,
         batch_size=batch_size,
         generator=generator,
@@ -187,6 +209,32 @@ def sample(
         progress=progress,
         keep_graph=direction == "gradient",
     )
+
+
+def check_preset(preset: object, own: dict[str, object], task: Constraint | None) -> None:
+    """That there is such a preset, and that nothing is given that it sets itself.
+
+    Args:
+        preset: None or "fast".
+        own: Algorithm 1's settings, None where not given.
+        task: The task.
+
+    Raises:
+        ValueError: It is not so.
+        TypeError: A preset without a task.
+    """
+    if preset is None:
+        return
+    if not isinstance(preset, str) or preset != "fast":
+        raise ValueError(f"preset is {preset!r}; expected 'fast', or None")
+    for name, value in own.items():
+        if value is not None and name != "fd_step":
+            raise ValueError(
+                f"{name} is {value!r}, and preset 'fast' sets that itself; expected one of them (besides the preset only "
+                "num_inference_steps and fd_step may be given)"
+            )
+    if task is None:
+        raise TypeError("task is None; preset 'fast' takes a constraint")
 
 
 @ordinary()

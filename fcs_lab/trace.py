@@ -136,6 +136,7 @@ class Watch:
         Args:
             i, x, x0, moved, sigma: As for `Schedule.step`. sigma None: that of the run's η.
         """
+        self.i = i
         shown = x0 if moved is None else moved
         if self.task is None:
             cost, e = x0.new_zeros(len(x0)), torch.zeros_like(x0)

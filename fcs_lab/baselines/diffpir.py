@@ -8,7 +8,8 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
+from fcs_lab.baselines.frame import Peer, RunOptions, clipped, run
+from fcs_lab.checks import check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
@@ -22,7 +23,7 @@ def diffpir(
     task: Constraint,
     *,
     num_inference_steps: int = 60,
-    noise_std: float = 0.01,
+    noise_floor: float = 0.01,
     strength: float = 1.0,
     zeta: float = 1.0,
     **options: Unpack[RunOptions],
@@ -34,7 +35,7 @@ def diffpir(
     Args:
         model, task: As for `fcs_lab.sample`; the task is linear.
         num_inference_steps: T', the evaluations.
-        noise_std: σ_y, of the noise that is assumed in y; in units of images in [-1, 1].
+        noise_floor: σ_y is the task's `noise_std`, and this at least; in units of images in [-1, 1].
         strength: λ.
         zeta: ζ, the share of fresh noise in a step: x' = a' x̂_0 + s'(√(1 − ζ) ε̂ + √ζ z), with ε̂ of the x̂_0 that came out.
         **options: As for `fcs_lab.sample`.
@@ -42,12 +43,12 @@ def diffpir(
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without a proximal step.
     """
-    return run(model, task, diffpir_peer(noise_std, strength, zeta), num_inference_steps, **options)
+    return run(model, task, diffpir_peer(noise_floor, strength, zeta), num_inference_steps, **options)
 
 
-def diffpir_peer(noise_std: float = 0.01, strength: float = 1.0, zeta: float = 1.0) -> Peer:
+def diffpir_peer(noise_floor: float = 0.01, strength: float = 1.0, zeta: float = 1.0) -> Peer:
     """The method by itself, for `fcs_lab.constrained`; the settings are those of `diffpir`."""
-    check_number("noise_std", noise_std, 1e-6)
+    check_number("noise_floor", noise_floor, 1e-6)
     check_number("strength", strength, 1e-9)
     check_number("zeta", zeta, 0, 1)
 
@@ -55,8 +56,9 @@ def diffpir_peer(noise_std: float = 0.01, strength: float = 1.0, zeta: float = 1
         for i, t in enumerate(watch.schedule.timesteps):
             a, s = watch.schedule.levels[i]
             x0 = yield x, t
+            noise_std = max(watch.task.noise_std, noise_floor)
             x0 = watch.task.prox(clipped(x0, watch), max(noise_std**2 * strength * a**2 / s**2, 1e-8))
             x = watch.step(i, x, x0, moved=x0, sigma=math.sqrt(zeta) * watch.schedule.levels[i + 1][1])
         return x
 
-    return Peer("diffpir", method, ("prox",))
+    return Peer("diffpir", method, ("prox", "noise_std"))

@@ -7,7 +7,8 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
+from fcs_lab.baselines.frame import Peer, RunOptions, per_image_norm, run
+from fcs_lab.checks import check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient
@@ -50,8 +51,7 @@ def dps_peer(step_size: float = 1.0) -> Peer:
             x0 = yield x, t
             cost, e = watch.task.cost_and_error(x0)
             pull = yield from gradient(x, t, x0, e)
-            norm = (2 * cost).sqrt().clamp_min(1e-8).reshape(-1, *[1] * (x.ndim - 1))
-            x = watch.step(i, x, x0) + step_size * pull / norm
+            x = watch.step(i, x, x0) + step_size * pull / per_image_norm(cost, x)
         return x
 
     return Peer("dps", method, differentiates=True)

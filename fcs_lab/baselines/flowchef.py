@@ -7,7 +7,8 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
+from fcs_lab.baselines.frame import Peer, RunOptions, run
+from fcs_lab.checks import check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.checks import is_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result, drive
 from fcs_lab.trace import Callback, Watch
 
-__all__ = ["Peer", "RunOptions", "check_number", "clipped", "needs", "run"]
+__all__ = [
+    "Peer",
+    "RunOptions",
+    "Settings",
+    "clipped",
+    "needs",
+    "noised_back",
+    "one_a_timestep",
+    "per_image_norm",
+    "repeated",
+    "run",
+]
+
+Settings = dict[str, Any]
+"""Arguments of a peer's call: num_inference_steps and its own."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -32,17 +46,33 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
+def once(T: int) -> list[int]:
+    """The plan of a method with one evaluation a timestep."""
+    return list(range(T))
+
+
+def repeated(evaluations: int) -> Callable[[int], list[int]]:
+    """The plan of a method that evaluates the network so many times at each timestep."""
+    return lambda T: [i for i in range(T) for _ in range(evaluations)]
+
+
+def one_a_timestep(evaluations: int) -> Settings:
+    """The budget of a method with one evaluation a timestep."""
+    return {"num_inference_steps": evaluations}
+
+
 @dataclass(frozen=True)
 class Peer:
     """A method with its settings, for whoever drives it: `run` with a denoiser, `fcs_lab.constrained` with a pipeline."""
 
     name: str
     method: Callable[[Tensor, Watch], Method]
-    """(x_T, watch) -> the coroutine. It asks for x̂_0 at the schedule's timesteps, in their order."""
+    """(x_T, watch) -> the coroutine. Its first question is (x_T, the schedule's first timestep), and all of them are at
+    timesteps of the schedule."""
     needs: tuple[str, ...] = ()
     """What of a task it uses besides the error."""
-    evaluations: int = 1
-    """At each timestep."""
+    plan: Callable[[int], list[int]] = once
+    """T' -> of each of its evaluations, in order, the timestep's place in the schedule."""
     differentiates: bool = False
     """Whether it takes derivatives of the network, which a pipeline has not to give."""
 
@@ -68,11 +98,21 @@ def run(
     """Run a peer with a denoiser.
 
     Raises:
-        TypeError: The task has no A⁺, say, which the message names; and as for `fcs_lab.sample`.
+        TypeError: The task has no A⁺, say, or there is an argument that the method has not, which the message names; and as
+            for `fcs_lab.sample`.
     """
-
-    graph = {"keep_graph": peer.differentiates}
-    return drive(model, task, peer.start, num_inference_steps=num_inference_steps, **graph, **options)
+    for name in options.keys() - RunOptions.__annotations__.keys():
+        raise TypeError(
+            f"{peer.name} has no argument {name}; besides its own it takes {', '.join(RunOptions.__annotations__)}"
+        )
+    return drive(
+        model,
+        task,
+        peer.start,
+        num_inference_steps=num_inference_steps,
+        keep_graph=peer.differentiates,
+        **options,
+    )
 
 
 def needs(task: Constraint, members: Sequence[str]) -> None:
@@ -86,6 +126,7 @@ def needs(task: Constraint, members: Sequence[str]) -> None:
         "A_adjoint": "Aᵀ",
         "pinv": "A⁺",
         "prox": "proximal step",
+        "singular": "singular vectors",
         "y": "measurements y",
         "known": "known part",
     }
@@ -102,12 +143,13 @@ def clipped(x0: Tensor, watch: Watch) -> Tensor:
     return x0.clamp(-1, 1) if watch.bounded else x0
 
 
-def check_number(name: str, value: float, least: float, most: float = float("inf")) -> float:
-    """A setting, once it is a number in its range.
+def noised_back(i: int, x: Tensor, watch: Watch) -> Tensor:
+    """x of the timestep after the i-th, noised until it is of the i-th again, as the forward process does it."""
+    (a, s), (a_next, s_next) = watch.schedule.levels[i], watch.schedule.levels[i + 1]
+    spread = math.sqrt(max(s**2 - (a / a_next * s_next) ** 2, 0.0))
+    return a / a_next * x + spread * watch.noise(x)
 
-    Raises:
-        ValueError: It is not; the message names it.
-    """
-    if not is_number(value) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; expected a number from {least:g} to {most:g}")
-    return float(value)
+
+def per_image_norm(cost: Tensor, x: Tensor) -> Tensor:
+    """‖r‖ = √(2C) of each image, (B,) -> (B, 1, 1, 1), never 0."""
+    return (2 * cost).sqrt().clamp_min(1e-8).reshape(-1, *[1] * (x.ndim - 1))

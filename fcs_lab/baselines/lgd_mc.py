@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
-from fcs_lab.checks import check_count
+from fcs_lab.baselines.frame import Peer, RunOptions, per_image_norm, run
+from fcs_lab.checks import check_count, check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient
@@ -58,8 +58,7 @@ def lgd_mc_peer(step_size: float = 1.0, draws: int = 4) -> Peer:
             drawn = [watch.task.cost_and_error(x0 + spread * watch.noise(x0)) for _ in range(draws)]
             cost, e = (torch.stack(parts).mean(0) for parts in zip(*drawn, strict=True))
             pull = yield from gradient(x, t, x0, e)
-            norm = (2 * cost).sqrt().clamp_min(1e-8).reshape(-1, *[1] * (x.ndim - 1))
-            x = watch.step(i, x, x0) + step_size * pull / norm
+            x = watch.step(i, x, x0) + step_size * pull / per_image_norm(cost, x)
         return x
 
     return Peer("lgd_mc", method, differentiates=True)

@@ -7,7 +7,8 @@ from typing import Unpack
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, run
+from fcs_lab.baselines.frame import Peer, RunOptions, run
+from fcs_lab.checks import check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient
@@ -22,30 +23,27 @@ def pigdm(
     task: Constraint,
     *,
     num_inference_steps: int = 60,
-    noise_std: float = 0.0,
     eta: float = 1.0,
     **options: Unpack[RunOptions],
 ) -> Result:
     """ΠGDM (Song et al., ICLR 2023): x' ← x' + a a' Jᵀ Aᵀ (A Aᵀ + σ_y²/r_t² I)⁻¹ (y − A x̂_0), r_t² = s²/(a² + s²).
 
-    One evaluation and one backward pass a timestep.
+    One evaluation and one backward pass a timestep. σ_y is the task's `noise_std`; with 0 the matrix is A⁺.
 
     Args:
         model, task: As for `fcs_lab.sample`; the task is linear.
         num_inference_steps: T', the evaluations and the backward passes.
-        noise_std: σ_y, of the noise in y; with 0 the matrix is A⁺.
         eta: η of DDIM's step; 1 is DDPM's noise.
         **options: As for `fcs_lab.sample`.
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without A⁺ or a proximal step.
     """
-    return run(model, task, pigdm_peer(noise_std, eta), num_inference_steps, **options)
+    return run(model, task, pigdm_peer(eta), num_inference_steps, **options)
 
 
-def pigdm_peer(noise_std: float = 0.0, eta: float = 1.0) -> Peer:
+def pigdm_peer(eta: float = 1.0) -> Peer:
     """The method by itself; the settings are those of `pigdm`."""
-    check_number("noise_std", noise_std, 0)
     check_number("eta", eta, 0)
 
     def method(x: Tensor, watch: Watch) -> Method:
@@ -53,6 +51,7 @@ def pigdm_peer(noise_std: float = 0.0, eta: float = 1.0) -> Peer:
         for i, t in enumerate(watch.schedule.timesteps):
             (a, s), a_next = watch.schedule.levels[i], watch.schedule.levels[i + 1][0]
             x0 = yield x, t
+            noise_std = watch.task.noise_std
             if noise_std == 0:
                 missing = watch.task.pinv(watch.task.y - watch.task.A(x0))
             else:  # the proximal step moves x̂_0 by just that
@@ -61,4 +60,4 @@ def pigdm_peer(noise_std: float = 0.0, eta: float = 1.0) -> Peer:
             x = watch.step(i, x, x0) + a * a_next * pull
         return x
 
-    return Peer("pigdm", method, ("A", "pinv", "prox", "y"), differentiates=True)
+    return Peer("pigdm", method, ("A", "pinv", "prox", "noise_std", "y"), differentiates=True)

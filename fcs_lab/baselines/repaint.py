@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Unpack
 
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, check_number, clipped, run
-from fcs_lab.checks import check_count
+from fcs_lab.baselines.frame import Peer, RunOptions, Settings, clipped, noised_back, repeated, run
+from fcs_lab.checks import check_count, check_number
 from fcs_lab.constraints import Constraint
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result
 from fcs_lab.trace import Watch
 
-__all__ = ["repaint", "repaint_peer"]
+__all__ = ["repaint", "repaint_budget", "repaint_peer"]
 
 
 def repaint(
@@ -53,7 +52,7 @@ def repaint_peer(resamplings: int = 3, eta: float = 1.0) -> Peer:
         known, y, levels = watch.task.known, watch.task.y, watch.schedule.levels
         watch.eta = eta
         for i, t in enumerate(watch.schedule.timesteps):
-            (a, s), (a_next, s_next) = levels[i], levels[i + 1]
+            a_next, s_next = levels[i + 1]
             for again in range(resamplings):
                 x0 = clipped((yield x, t), watch)
                 if again == resamplings - 1:
@@ -63,10 +62,15 @@ def repaint_peer(resamplings: int = 3, eta: float = 1.0) -> Peer:
                     σ = watch.schedule.sigma(i, eta)
                     there = watch.schedule.step(i, x, x0, σ, watch.noise(x) if σ > 0 else None)
                 there = known * (a_next * y + s_next * watch.noise(x)) + (1 - known) * there
-                if again < resamplings - 1:  # back to the level of t
-                    spread = math.sqrt(max(s**2 - (a / a_next * s_next) ** 2, 0.0))
-                    x = a / a_next * there + spread * watch.noise(x)
+                if again < resamplings - 1:
+                    x = noised_back(i, there, watch)
             x = there
         return x
 
-    return Peer("repaint", method, ("known", "y"), evaluations=resamplings)
+    return Peer("repaint", method, ("known", "y"), plan=repeated(resamplings))
+
+
+def repaint_budget(evaluations: int) -> Settings:
+    """Settings for so many evaluations: 3 resamplings of each step while that leaves 20 timesteps or fewer, then more."""
+    resamplings = min(10, max(3, evaluations // 22))
+    return {"num_inference_steps": evaluations // resamplings, "resamplings": resamplings}

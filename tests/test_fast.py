@@ -1,0 +1,159 @@
+"""The preset "fast", on exact denoisers, beside its kin, and wherever it is promised to run."""
+
+import pytest
+import torch
+from conftest import generators, tiny_denoiser
+from diffusers import StableDiffusionPipeline
+
+import fcs_lab
+from fcs_lab import baselines, fast
+from fcs_lab.metrics import masked_mse
+from fcs_lab.trace import Watch
+from fcs_lab.zoo import WEIGHTS
+
+F64 = torch.float64
+RIGHT = (torch.arange(32) >= 16).expand(32, 32)
+
+
+def two_pixels(n: int):
+    """Two pixels with a correlation of 0.8 and a standard deviation of 0.3; the first is 0.3."""
+    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
+    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
+    image = torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
+    return model, fcs_lab.Inpainting(image, torch.tensor([[False, True]]))
+
+
+def test_against_a_known_posterior():
+    """The second pixel's posterior has mean 0.24 and deviation 0.18: the mean is met, the deviation is too small."""
+    model, task = two_pixels(1000)
+    result = fcs_lab.sample(
+        model, task, preset="fast", num_inference_steps=100, generator=torch.Generator().manual_seed(0), progress=False
+    )
+    found = result.x0[:, 0, 0]
+    assert (found[:, 0] - 0.3).abs().max() < 1e-12
+    assert abs(found[:, 1].mean() - 0.24) < 3.5 * found[:, 1].std() / 1000**0.5
+    assert 0.08 < found[:, 1].std() < 0.16
+
+
+def test_a_probe_hears_what_ddnm_does_not():
+    """At 20 timesteps the hidden pixel's mean is nearer to the posterior's than DDNM's."""
+    model, task = two_pixels(1000)
+    options = {"num_inference_steps": 20, "progress": False}
+    ours = fcs_lab.sample(model, task, preset="fast", generator=torch.Generator().manual_seed(0), **options)
+    theirs = baselines.ddnm(model, task, generator=torch.Generator().manual_seed(0), **options)
+    off = [abs(result.x0[:, 0, 0, 1].mean().item() - 0.24) for result in (ours, theirs)]
+    assert off[0] < off[1] - 0.01
+
+
+def test_without_its_probe_it_is_ddnm(monkeypatch):
+    monkeypatch.setattr(fast, "PUSH", 0.0)
+    monkeypatch.setattr(fast, "LONGEST", 0.0)
+    model, task = (
+        tiny_denoiser(F64),
+        fcs_lab.Inpainting(torch.zeros(2, 1, 8, 8, dtype=F64), (torch.arange(8) > 3).expand(8, 8)),
+    )
+    options = {"num_inference_steps": 6, "progress": False}
+    ours = fcs_lab.sample(model, task, preset="fast", generator=generators(0, 1), **options)
+    theirs = baselines.ddnm(model, task, generator=generators(0, 1), **options)
+    assert torch.allclose(ours.x0, theirs.x0, atol=1e-10) and (ours.nfe, theirs.nfe) == (11, 6)
+
+
+@pytest.mark.parametrize("make", [lambda x: fcs_lab.SuperResolution(fcs_lab.downsample(x, 2), 2), "cost"])
+def test_the_step_along_the_probe_is_the_longest_that_pays(make):
+    generator = torch.Generator().manual_seed(0)
+    image, x0, d = (torch.randn(2, 1, 8, 8, generator=generator, dtype=F64).clamp(-1, 1) for _ in range(3))
+    task = fcs_lab.CostConstraint(lambda x: (x - image).square().flatten(1).sum(1)) if make == "cost" else make(image)
+    d = d * torch.sign((task.error(x0) * d).flatten(1).sum(1)).reshape(-1, 1, 1, 1)  # downhill
+    watch = Watch(None, task, fcs_lab.schedule.Schedule([1], [(1.0, 0.0)] * 2), None, False, None)
+    α = fast._step_length(x0, d, watch)
+    assert (α > 0).all()
+    for other in (0.9, 1.1):
+        assert (task.cost(x0 + α * d) < task.cost(x0 + other * α * d)).all()
+    assert (fast._step_length(x0, torch.zeros_like(d), watch) == 0).all()
+
+
+def test_an_image_comes_out_as_it_would_alone(mnist, digits, right_half):
+    def run(images, *seeds):
+        task = fcs_lab.Inpainting(images, right_half)
+        return fcs_lab.sample(
+            mnist, task, preset="fast", num_inference_steps=8, generator=generators(*seeds), progress=False
+        ).images
+
+    both = run(digits[:2], 0, 1)
+    for i in (0, 1):
+        assert (both[i] - run(digits[i : i + 1], i)[0]).abs().max() < 1e-3
+
+
+def test_on_digits(mnist, digits, right_half):
+    seen = []
+    task = fcs_lab.Inpainting(digits, right_half)
+    result = fcs_lab.sample(
+        mnist,
+        task,
+        preset="fast",
+        generator=generators(*range(len(digits))),
+        callback_on_step_end=lambda state, i, t, x: seen.append(t),
+        progress=False,
+    )
+    assert result.nfe == 59 and result.n_backward == 0 and len(seen) == 30
+    assert len(result.trace) == 59 and sum(bool((entry.step_length > 0).all()) for entry in result.trace) == 29
+    assert masked_mse(result.images, digits, ~right_half).max() < 1e-9
+    assert masked_mse(result.images, digits, right_half).mean() < 0.35
+    for other in (
+        fcs_lab.SuperResolution(fcs_lab.downsample(digits, 4), 4),
+        fcs_lab.CostConstraint(lambda x: (x - digits).square().flatten(1).sum(1)),
+    ):
+        run = fcs_lab.sample(
+            mnist,
+            other,
+            preset="fast",
+            num_inference_steps=10,
+            batch_size=len(digits),
+            generator=generators(0)[0],
+            progress=False,
+        )
+        assert other.cost(run.x0).mean() < 0.1 * other.cost(torch.zeros_like(digits)).mean()
+
+
+def test_a_pipeline_does_the_same():
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "fashion")
+    pipe.set_progress_bar_config(disable=True)
+    task, prompts = fcs_lab.Inpainting(fcs_lab.load_garments(2)[0], RIGHT), ["a coat", "a dress"]
+    counted = []
+    pipe.unet.register_forward_hook(lambda *_: counted.append(1))
+    with fcs_lab.constrained(pipe, task, preset="fast") as run:
+        pipe(prompts, num_inference_steps=5, guidance_scale=2.0, generator=generators(0, 1), output_type="pt")
+    assert run.result.nfe == len(counted) == 9 and run.result.completed
+    model = fcs_lab.load("fashion", device="cpu").with_prompt(prompts, guidance_scale=2.0)
+    direct = fcs_lab.sample(model, task, preset="fast", num_inference_steps=5, generator=generators(0, 1), progress=False)
+    assert (run.result.x0 - direct.x0).abs().max() < 1e-3
+
+
+def test_through_a_decoder_and_where_nothing_is_left_to_do():
+    model = fcs_lab.load("fashion", device="cpu")
+    small = fcs_lab.SuperResolution(fcs_lab.downsample(fcs_lab.load_garments(2)[0], 4), 4)
+    result = fcs_lab.sample(model, small, preset="fast", num_inference_steps=10, generator=generators(0, 1), progress=False)
+    assert small.cost(result.images).mean() < 0.2 * small.cost(torch.zeros(2, 1, 32, 32)).mean()
+    image = torch.rand(1, 1, 2, 4, generator=generators(0)[0], dtype=F64) * 2 - 1
+    exact = fcs_lab.IdealDenoiser(image)  # x̂_0 is the image wherever x_t is: e = 0 and J = 0
+    task = fcs_lab.Inpainting(image, (torch.arange(4) >= 2).expand(2, 4))
+    assert torch.equal(fcs_lab.sample(exact, task, preset="fast", generator=generators(0), progress=False).x0, image)
+
+
+def test_what_contradicts_the_preset_is_refused(mnist, digits, right_half):
+    task = fcs_lab.Inpainting(digits, right_half)
+    for options, words in (
+        ({"preset": "slow"}, "preset is 'slow'; expected 'fast', or None"),
+        ({"preset": 1}, "preset is 1; expected 'fast', or None"),
+        ({"inner_steps": 5}, "inner_steps is 5, and preset 'fast' sets that itself"),
+        ({"step_size": 0.5}, "step_size is 0.5, and preset"),
+        ({"direction": "newton"}, "direction is 'newton', and preset"),
+        ({"eta": 1.0}, "eta is 1.0, and preset"),
+        ({"regularization": 0.1}, "regularization is 0.1, and preset"),
+        ({"fd_step": -1}, "fd_step is -1"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fcs_lab.sample(mnist, task, **{"preset": "fast", "progress": False} | options)
+    with pytest.raises(TypeError, match="task is None; preset 'fast' takes a constraint"):
+        fcs_lab.sample(mnist, preset="fast", progress=False)

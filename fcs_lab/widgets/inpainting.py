@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -10,15 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fcs_lab.baselines import METHODS as METHODS_BY_NAME
+from fcs_lab.baselines import WITHOUT_MODEL
 from fcs_lab.constraints import Inpainting
 from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import fit_mask, to_pil
 from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
-from fcs_lab.sampler import Result, State, sample
+from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, SamplerLab
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, METHODS, SamplerLab
+from fcs_lab.zoo import load
 
 __all__ = ["InpaintingLab"]
 
@@ -60,7 +64,10 @@ class InpaintingLab(SamplerLab):
         )
         self.brush = control(widgets.IntSlider, 5, 1, 15, description="brush")
         widgets.jslink((self.brush, "value"), (self.painter, "brush"))
-        self.direction = self._direction_menu(*DIRECTIONS)
+        latent = as_model(self.model).num_prompts is not None
+        tuned_to = self.model.shape == (1, 32, 32) and not latent
+        left_out = {*(() if latent else ("psld",)), *(() if tuned_to else ("tuned",))}
+        self.direction = self._direction_menu(*DIRECTIONS, *(name for name in METHODS if name not in left_out))
         self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps K")
         self.step_size = control(
@@ -150,8 +157,17 @@ class InpaintingLab(SamplerLab):
         self.painter.mask = mask
 
     def _show_what_applies(self, _: object = None) -> None:
-        self.fd_step.layout.display = "" if self.direction.value == "newton" else "none"
-        self.regularization.layout.display = "" if self.direction.value == "exact" else "none"
+        method = self.direction.value
+        shown = {
+            self.fd_step: method in ("newton", "fast"),
+            self.regularization: method == "exact",
+            self.inner_steps: method in DIRECTIONS,
+            self.step_size: method in DIRECTIONS,
+            self.eta: method in DIRECTIONS,
+            self.num_inference_steps: method not in WITHOUT_MODEL,
+        }
+        for control, applies in shown.items():
+            control.layout.display = "" if applies else "none"
 
     # Running
 
@@ -179,34 +195,39 @@ class InpaintingLab(SamplerLab):
         except (TypeError, ValueError) as error:
             self._say(str(error))
             return
-        last, first = self.step_size.value
-        settings = {
-            "num_inference_steps": self.num_inference_steps.value,
-            "inner_steps": self.inner_steps.value,
-            "step_size": (first, last),
-            "fd_step": self.fd_step.value,
-            "regularization": self.regularization.value,
-            "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
-        }
+        settings = {direction: self._settings_of(direction) for direction in directions}
         self.results = {}
-        seed = self.seed.value
-        self._start(
-            lambda: self._work(model, task, directions, seed, settings), settings["num_inference_steps"] * len(directions)
-        )
+        self._start(lambda: self._work(model, task, settings), self.num_inference_steps.value * len(directions))
 
-    def _work(self, model: Denoiser, task: Inpainting, directions: list[str], seed: int, settings: dict) -> None:
+    def _settings_of(self, method: str) -> dict[str, Any]:
+        """What the controls say, of what the method has."""
+        settings: dict[str, Any] = {"progress": False}
+        if method in WITHOUT_MODEL:
+            seeded = method == "deep_image_prior"
+            return settings | ({"generator": torch.Generator().manual_seed(self.seed.value)} if seeded else {})
+        settings |= {
+            "num_inference_steps": self.num_inference_steps.value,
+            "generator": torch.Generator().manual_seed(self.seed.value),
+            "callback_on_step_end": self._after_timestep(method),
+        }
+        if method in ("fast", *DIRECTIONS):
+            settings["fd_step"] = self.fd_step.value
+        if method in DIRECTIONS:
+            last, first = self.step_size.value
+            settings |= {
+                "inner_steps": self.inner_steps.value,
+                "step_size": (first, last),
+                "regularization": self.regularization.value,
+                "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
+            }
+        return settings
+
+    def _work(self, model: Denoiser, task: Inpainting, settings: dict[str, dict[str, Any]]) -> None:
         """In the thread: sample, showing x̂_0 as it goes."""
-        for direction in directions:
-            self.status.value = f"{direction} …"
-            self.results[direction] = sample(
-                model,
-                task,
-                direction=direction,
-                generator=torch.Generator().manual_seed(seed),
-                callback_on_step_end=self._after_timestep(direction),
-                progress=False,
-                **settings,
-            )
+        for method, own in settings.items():
+            self.status.value = f"{method} …"
+            asked = load("mnist-inpainting", device=model.device) if method == "tuned" else model
+            self.results[method] = METHODS_BY_NAME[method](asked, task, **own)
             if self._stopping.is_set():
                 break
         self._show_results(task)
@@ -230,10 +251,12 @@ class InpaintingLab(SamplerLab):
             images = {"truth": self.image} | {name: one.images.cpu() for name, one in self.results.items()}
             grid = image_grid({"same seed": torch.cat(list(images.values()))}, column_titles=list(images))
             self.comparison.value = grid.png(dpi=170)
-        self.curve.value = plot_error(self.results).png()
-        self.curve.layout.display = ""
+        traced = {name: one for name, one in self.results.items() if one.trace}
+        self.curve.layout.display = "" if traced else "none"
+        if traced:
+            self.curve.value = plot_error(traced).png()
         counts = ", ".join(
-            f"{name}: {one.nfe} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
+            f"{name}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
             for name, one in self.results.items()
         )
         self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"

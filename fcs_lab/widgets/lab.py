@@ -26,6 +26,29 @@ DIRECTIONS = {
     "identity": "identity: e",
     "exact": "exact: J⁻¹ e, regularised (slow)",
 }
+METHODS = {
+    "fast": "fast: one J e a timestep",
+    "repaint": "RePaint",
+    "ddnm": "DDNM",
+    "ddrm": "DDRM",
+    "diffpir": "DiffPIR",
+    "mpgd": "MPGD",
+    "red_diff": "RED-diff",
+    "daps": "DAPS",
+    "flowchef": "FlowChef",
+    "lanpaint": "LanPaint",
+    "guess_and_guide": "Guess & Guide",
+    "dps": "DPS (backward)",
+    "pigdm": "ΠGDM (backward)",
+    "lgd_mc": "LGD-MC (backward)",
+    "freedom": "FreeDoM (backward)",
+    "psld": "PSLD (backward)",
+    "tuned": "a tuned model",
+    "deep_image_prior": "Deep Image Prior (no model; slow)",
+    "biharmonic": "biharmonic (no model)",
+    "total_variation": "total variation (no model)",
+}
+"""The others that inpaint, by their names in `fcs_lab.baselines.METHODS`."""
 
 
 class SamplerLab(widgets.VBox):
@@ -159,8 +182,9 @@ class SamplerLab(widgets.VBox):
         return kind(*values, description=description, style={"description_width": "105px"}, layout=layout, **options)
 
     def _direction_menu(self, *names: str) -> widgets.Dropdown:
-        options = [(DIRECTIONS[name], name) for name in names]
-        return self._control(widgets.Dropdown, options=options, description="direction")
+        labels = DIRECTIONS | METHODS
+        options = [(labels[name], name) for name in names]
+        return self._control(widgets.Dropdown, options=options, description="method" if "ddnm" in names else "direction")
 
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:

@@ -48,10 +48,8 @@ def test_a_probe_hears_what_ddnm_does_not():
 def test_without_its_probe_it_is_ddnm(monkeypatch):
     monkeypatch.setattr(fast, "PUSH", 0.0)
     monkeypatch.setattr(fast, "LONGEST", 0.0)
-    model, task = (
-        tiny_denoiser(F64),
-        fcs_lab.Inpainting(torch.zeros(2, 1, 8, 8, dtype=F64), (torch.arange(8) > 3).expand(8, 8)),
-    )
+    model, half = tiny_denoiser(F64), (torch.arange(8) > 3).expand(8, 8)
+    task = fcs_lab.Inpainting(torch.zeros(2, 1, 8, 8, dtype=F64), half)
     options = {"num_inference_steps": 6, "progress": False}
     ours = fcs_lab.sample(model, task, preset="fast", generator=generators(0, 1), **options)
     theirs = baselines.ddnm(model, task, generator=generators(0, 1), **options)

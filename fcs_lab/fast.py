@@ -25,31 +25,30 @@ __all__ = ["FAST_STEPS", "fast", "fast_plan"]
 FAST_STEPS = 30
 """T' of the preset, about 60 evaluations."""
 
-PUSH = 2.0
-"""λ, in units of the next level's noise s'. Found, as all here, on digits that no table shows (`figures/tab07_peers.py`)."""
-
-LONGEST = 5.0
-"""The longest step α of x̂_0 along J e."""
+PUSH, LONGEST = 2.0, 5.0
+"""Found on digits that no table shows."""
 
 
-def fast(x: Tensor, watch: Watch, *, fd_step: float) -> Method:
+def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, longest: float = LONGEST) -> Method:
     """Sample under a constraint with two evaluations a timestep, one at the last.
 
     Args:
         x: x_T, (B, C, H, W).
         watch: The run's schedule, its task, its step and its noise.
         fd_step: h, relative to ‖e‖_∞.
+        push: λ, in units of the next level's noise s'.
+        longest: The longest step α of x̂_0 along J e.
     """
     timesteps, levels = watch.schedule.timesteps, watch.schedule.levels
     watch.along = partial(newton, fd_step=fd_step)
-    watch.λ = [[PUSH * s] for _, s in levels[1:-1]] + [[]]
+    watch.λ = [[push * s] for _, s in levels[1:-1]] + [[]]
     for i, t in enumerate(timesteps):
         x0 = yield x, t
         pushed = bool(watch.λ[i])
         if pushed:
             e = _missing(x0, watch)
             d = yield from watch.direction(x, t, x0, e)  # J e
-            x0 = x0 + _step_length(x0, d, watch) * d
+            x0 = x0 + _step_length(x0, d, watch).clamp(max=longest) * d
         x0 = x0.clamp(-1, 1) if watch.bounded else x0
         if hasattr(watch.task, "pinv"):
             x0 = x0 + watch.task.pinv(watch.task.y - watch.task.A(x0))
@@ -79,4 +78,4 @@ def _step_length(x0: Tensor, d: Tensor, watch: Watch) -> Tensor:
     here, there = slope(x0), slope(x0 + d)
     bends = here - there
     α = torch.where(bends > 0, here / bends.where(bends > 0, 1), 0.0)
-    return α.clamp(0, LONGEST).reshape(-1, *[1] * (d.ndim - 1))
+    return α.clamp_min(0).reshape(-1, *[1] * (d.ndim - 1))

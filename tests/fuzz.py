@@ -58,6 +58,20 @@ def model():
 
 
 @functools.cache
+def tuned_model():
+    from conftest import tiny_unet
+    from diffusers import DDIMScheduler
+
+    from fcs_lab.denoisers import InpaintingDenoiser
+
+    return InpaintingDenoiser(tiny_unet(3, 1), DDIMScheduler(clip_sample=False))
+
+
+def blurred():
+    return fcs_lab.Blur(noise(1, 1, 8, 8), torch.full((3, 3), 1 / 9))
+
+
+@functools.cache
 def latent_model():
     import tiny_pipelines as tiny
     from diffusers import DDIMScheduler
@@ -226,6 +240,7 @@ def calls() -> dict[str, tuple]:
         "sampler.sample": (
             fcs_lab.sample,
             {
+                "preset": value(None),
                 "model": model,
                 "task": half,
                 "generator": lambda: torch.Generator().manual_seed(0),
@@ -319,6 +334,10 @@ def calls() -> dict[str, tuple]:
         "denoisers.UNetDenoiser": (
             lambda **arguments: denoisers.UNetDenoiser(**arguments)(noise(1, 1, 8, 8), 300),
             {"unet": lambda: model().unet, "scheduler": scheduler},
+        ),
+        "denoisers.InpaintingDenoiser": (
+            lambda **arguments: denoisers.InpaintingDenoiser(**arguments)(noise(1, 1, 8, 8), 300),
+            {"unet": lambda: tuned_model().unet, "scheduler": scheduler},
         ),
         "denoisers.add_noise": (
             denoisers.add_noise,
@@ -496,15 +515,72 @@ def calls() -> dict[str, tuple]:
         "baselines.ddnm.ddnm": (baselines.ddnm, PEER | {"eta": value(1.0)}),
         "baselines.diffpir.diffpir": (
             baselines.diffpir,
-            PEER | {"noise_std": value(0.01), "strength": value(1.0), "zeta": value(1.0)},
+            PEER | {"noise_floor": value(0.01), "strength": value(1.0), "zeta": value(1.0)},
         ),
         "baselines.dps.dps": (baselines.dps, PEER | {"step_size": value(1.0)}),
         "baselines.flowchef.flowchef": (baselines.flowchef, PEER | {"step_size": value(1.0)}),
         "baselines.lgd_mc.lgd_mc": (baselines.lgd_mc, PEER | {"step_size": value(1.0), "draws": value(2)}),
-        "baselines.pigdm.pigdm": (baselines.pigdm, PEER | {"noise_std": value(0.0), "eta": value(1.0)}),
+        "baselines.pigdm.pigdm": (baselines.pigdm, PEER | {"eta": value(1.0)}),
         "baselines.mpgd.mpgd": (baselines.mpgd, PEER | {"step_size": value(1.0), "eta": value(1.0)}),
         "baselines.red_diff.red_diff": (baselines.red_diff, PEER | {"learning_rate": value(0.1), "weight": value(0.2)}),
         "baselines.repaint.repaint": (baselines.repaint, PEER | {"resamplings": value(2), "eta": value(1.0)}),
+        "baselines.ddrm.ddrm": (baselines.ddrm, PEER | {"eta": value(1.0), "eta_b": value(1.0)}),
+        "baselines.daps.daps": (
+            baselines.daps,
+            PEER | {"ode_steps": value(2), "langevin_steps": value(2), "noise_floor": value(0.1)},
+        ),
+        "baselines.lanpaint.lanpaint": (
+            baselines.lanpaint,
+            PEER
+            | {
+                "langevin_steps": value(1),
+                "step_size": value(0.2),
+                "weight": value(4.0),
+                "friction": value(2.0),
+                "eta": value(1.0),
+            },
+        ),
+        "baselines.guess_and_guide.guess_and_guide": (
+            baselines.guess_and_guide,
+            PEER | {"guesses": value(1), "start": value(0.3), "gradient_steps": value(1), "step_size": value(0.5)},
+        ),
+        "baselines.freedom.freedom": (
+            baselines.freedom,
+            PEER | {"step_size": value(1.0), "travels": value(2), "eta": value(1.0)},
+        ),
+        "baselines.psld.psld": (
+            baselines.psld,
+            PEER
+            | {
+                "model": latent_model,
+                "task": lambda: half(32, 3),
+                "step_size": value(1.0),
+                "gluing": value(0.1),
+            },
+        ),
+        "baselines.tuned.tuned": (baselines.tuned, PEER | {"model": tuned_model, "eta": value(1.0)}),
+        "baselines.deep_image_prior.deep_image_prior": (
+            baselines.deep_image_prior,
+            PEER | {"model": value(None), "task": lambda: half(16), "learning_rate": value(0.01), "width": value(4)},
+        ),
+        "baselines.classical.biharmonic": (baselines.biharmonic, {"model": value(None), "task": half}),
+        "baselines.classical.total_variation": (
+            baselines.total_variation,
+            {"model": value(None), "task": half, "num_inference_steps": value(2), "weight": value(0.1)},
+        ),
+        "baselines.classical.wiener": (
+            baselines.wiener,
+            {"model": value(None), "task": blurred, "balance": value(0.1), "progress": value(False)},
+        ),
+        "baselines.classical.richardson_lucy": (
+            baselines.richardson_lucy,
+            {"model": value(None), "task": blurred, "num_inference_steps": value(2), "progress": value(False)},
+        ),
+        "baselines.classical.bicubic": (
+            baselines.bicubic,
+            {"model": value(None), "task": lambda: fcs_lab.SuperResolution(noise(1, 1, 4, 4), 2)},
+        ),
+        "baselines.budget": (baselines.budget, {"method": value("ddnm"), "evaluations": value(60)}),
         "classifier.load_classifier": (load_classifier, {"name": value("digits"), "device": value("cpu")}),
         "plots.image_grid": (
             plots.image_grid,
@@ -724,7 +800,6 @@ NOT_CALLED = {
         (
             "algorithm.algorithm_1",
             "algorithm.plan",
-            "baselines.frame.check_number",
             "baselines.frame.clipped",
             "baselines.frame.needs",
             "baselines.frame.run",
@@ -737,6 +812,27 @@ NOT_CALLED = {
             "baselines.dps.dps_peer",
             "baselines.diffpir.diffpir_peer",
             "baselines.ddnm.ddnm_peer",
+            "baselines.ddrm.ddrm_peer",
+            "baselines.daps.daps_peer",
+            "baselines.daps.daps_budget",
+            "baselines.freedom.freedom_peer",
+            "baselines.freedom.freedom_budget",
+            "baselines.guess_and_guide.guess_and_guide_peer",
+            "baselines.guess_and_guide.guess_and_guide_budget",
+            "baselines.lanpaint.lanpaint_peer",
+            "baselines.lanpaint.lanpaint_budget",
+            "baselines.psld.psld_peer",
+            "baselines.repaint.repaint_budget",
+            "baselines.frame.noised_back",
+            "baselines.frame.one_a_timestep",
+            "baselines.frame.per_image_norm",
+            "baselines.frame.repeated",
+            "checks.check_number",
+            "denoisers.is_tuned",
+            "fast.fast",
+            "fast.fast_plan",
+            "sampler.check_preset",
+            "sampler.drive",
             "checks.check_count",
             "checks.typed",
             "checks.check_tensor",
@@ -801,6 +897,7 @@ NOT_CALLED = {
             "baselines.frame.Peer",
             "baselines.frame.RunOptions",
             "constrained.ConstrainedRun",
+            "constraints.Spectrum",
             "families.Family",
             "forecast.Forecast",
             "layers.LayersResult",

@@ -432,7 +432,7 @@ def test_methods_without_a_model_say_what_they_take(digits, right_half, monkeypa
         baselines.wiener(None, task)
     with pytest.raises(TypeError, match=r"this method takes fcs_lab\.SuperResolution"):
         baselines.bicubic(None, task)
-    with pytest.raises(ValueError, match="weight is -1; expected a number of at least 0"):
+    with pytest.raises(ValueError, match="weight is -1; expected a number of at least 1e-06"):
         baselines.total_variation(None, task, weight=-1)
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match='the extra "study"'):

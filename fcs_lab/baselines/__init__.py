@@ -19,7 +19,7 @@ from fcs_lab.baselines.deep_image_prior import deep_image_prior
 from fcs_lab.baselines.diffpir import diffpir, diffpir_peer
 from fcs_lab.baselines.dps import dps, dps_peer
 from fcs_lab.baselines.flowchef import flowchef, flowchef_peer
-from fcs_lab.baselines.frame import Peer, Settings, one_a_timestep, repeated
+from fcs_lab.baselines.frame import Peer, Settings, one_a_timestep, repeated, run
 from fcs_lab.baselines.freedom import freedom, freedom_budget, freedom_peer
 from fcs_lab.baselines.guess_and_guide import guess_and_guide, guess_and_guide_budget, guess_and_guide_peer
 from fcs_lab.baselines.lanpaint import lanpaint, lanpaint_budget, lanpaint_peer
@@ -132,6 +132,7 @@ __all__ = [
     "repaint",
     "repeated",
     "richardson_lucy",
+    "run",
     "total_variation",
     "tuned",
     "wiener",

@@ -72,8 +72,8 @@ def total_variation(
     Raises:
         TypeError, ValueError, ImportError: As for `biharmonic`.
     """
-    check_count("num_inference_steps", num_inference_steps, 1)
-    check_number("weight", weight, 0)
+    check_count("num_inference_steps", num_inference_steps, 1, 10_000)
+    check_number("weight", weight, 1e-6)
     restoration = _restoration()
     task = _checked(model, task, LinearConstraint, progress)
     gain = _squared_norm(task)
@@ -123,7 +123,7 @@ def richardson_lucy(model: Denoiser | None, task: Blur, *, num_inference_steps: 
     Raises:
         TypeError, ValueError, ImportError: As for `biharmonic`.
     """
-    check_count("num_inference_steps", num_inference_steps, 1)
+    check_count("num_inference_steps", num_inference_steps, 1, 10_000)
     restoration = _restoration()
     task = _checked(model, task, Blur, progress)
     kernel = task.kernel.double().numpy()

@@ -34,7 +34,7 @@ def deep_image_prior(
 
     Args:
         model: None, or one whose images have the channels that are wanted; it is not evaluated.
-        task: Any with an error e, on images (C, H, W) whose sides are multiples of 8.
+        task: Any with an error e, on images (C, H, W) whose sides are multiples of 8, larger than 8×8.
         num_inference_steps: Adam's steps, each a forward and a backward pass of the small net; when to stop is all the prior
             there is.
         learning_rate: Adam's.
@@ -49,7 +49,7 @@ def deep_image_prior(
     Raises:
         TypeError, ValueError: An argument is wrong; a task of another size.
     """
-    check_count("num_inference_steps", num_inference_steps, 1)
+    check_count("num_inference_steps", num_inference_steps, 1, 100_000)
     check_number("learning_rate", learning_rate, 0)
     check_count("width", width, 1, 1024)
     check_flag("progress", progress)
@@ -60,8 +60,8 @@ def deep_image_prior(
     needs(task, ("A", "y"))
     task = task if model is None else for_channels(task, as_model(model).image_shape[0])
     C, H, W = task.shape
-    if H % 8 or W % 8:
-        raise ValueError(f"the task's images are {H}×{W}; expected multiples of 8")
+    if H % 8 or W % 8 or H * W < 128:
+        raise ValueError(f"the task's images are {H}×{W}; expected multiples of 8, and more than 8×8")
     n = task.batch_size
     if isinstance(generator, list) and len(generator) != n:
         raise ValueError(f"generator holds {len(generator)} for {n} images; expected one for each")

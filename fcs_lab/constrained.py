@@ -31,7 +31,7 @@ from fcs_lab.contexts import computes_in, ordinary
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
 from fcs_lab.families import family_of, what_it_takes
-from fcs_lab.fast import fast, fast_plan
+from fcs_lab.fast import FAST_STEPS, fast, fast_plan
 from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
 from fcs_lab.sampler import Result, Settings, StepSize, check_preset, check_task
 from fcs_lab.schedule import Schedule, read_schedule
@@ -230,8 +230,10 @@ class ConstrainedRun:
         call = self.call
         T, evaluations = len(call.schedule.timesteps), len(call.index)
         each = f"× {evaluations // T}" if evaluations % T == 0 else f"with {evaluations}"
+        of_the_preset = self.peer is not None and self.peer.name == "fast"
+        hint = f" ({FAST_STEPS} make about {2 * FAST_STEPS})" if of_the_preset and T != FAST_STEPS else ""
         options = dict(getattr(self.pipe, "_progress_bar_config", {}))
-        options.setdefault("desc", f"{T} timesteps {each} evaluations")
+        options.setdefault("desc", f"{T} timesteps {each} evaluations{hint}")
         call.bar = tqdm(total=T, **options)
         return _Bar(call.bar)
 

@@ -115,15 +115,17 @@ def test_on_digits(mnist, digits, right_half):
         assert other.cost(run.x0).mean() < 0.1 * other.cost(torch.zeros_like(digits)).mean()
 
 
-def test_a_pipeline_does_the_same():
+def test_a_pipeline_does_the_same(capsys):
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "fashion")
     pipe.set_progress_bar_config(disable=True)
     task, prompts = fcs_lab.Inpainting(fcs_lab.load_garments(2)[0], RIGHT), ["a coat", "a dress"]
     counted = []
     pipe.unet.register_forward_hook(lambda *_: counted.append(1))
+    pipe.set_progress_bar_config()
     with fcs_lab.constrained(pipe, task, preset="fast") as run:
         pipe(prompts, num_inference_steps=5, guidance_scale=2.0, generator=generators(0, 1), output_type="pt")
     assert run.result.nfe == len(counted) == 9 and run.result.completed
+    assert "5 timesteps with 9 evaluations (30 make about 60)" in capsys.readouterr().err
     model = fcs_lab.load("fashion", device="cpu").with_prompt(prompts, guidance_scale=2.0)
     direct = fcs_lab.sample(model, task, preset="fast", num_inference_steps=5, generator=generators(0, 1), progress=False)
     assert (run.result.x0 - direct.x0).abs().max() < 1e-3

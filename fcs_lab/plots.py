@@ -229,7 +229,9 @@ def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: i
         nfe = [entry.nfe for entry in trace]
         error = torch.stack([entry.error_norm[image] for entry in trace])
         axes.plot(nfe, error, label=label, lw=1.2)
-    axes.set(xlabel="evaluations of the denoiser", ylabel=r"error norm $\|e\|_2$", yscale="log")
+    axes.set(xlabel="evaluations of the denoiser", ylabel=r"error norm $\|e\|_2$")
+    if any((entry.error_norm[image] > 0).item() for result in results.values() for entry in result.trace):
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes.figure

@@ -37,6 +37,22 @@ def test_against_a_known_posterior():
     assert 0.08 < found[:, 1].std() < 0.16
 
 
+def test_of_a_gaussian_the_step_along_the_probe_is_a_kalman_filters():
+    """With one pixel known, x̂_0 + α J e is E[x_0 | x_t, y] in closed form."""
+    model, task = two_pixels(5)
+    x_t = torch.randn(5, 1, 1, 2, generator=generators(0)[0], dtype=F64)
+    for t in (100, 500, 900):
+        x0, J = model(x_t, t), model.jacobian(x_t, t)[0]
+        e = task.error(x0)
+        d = (e.flatten(1) @ J.T).reshape(x0.shape)
+        watch = Watch(None, task, fcs_lab.schedule.Schedule([t], [(1.0, 0.0)] * 2), None, False, None)
+        moved = x0 + fast._step_length(x0, d, watch) * d
+        gain = J[:, 0] / J[0, 0]  # Cov[x_0 | x_t] is a multiple of J
+        mean = x0.flatten(1)
+        expected = mean + (0.3 - mean[:, :1]) * gain
+        assert torch.allclose(moved.flatten(1), expected, atol=1e-10)
+
+
 def test_a_probe_hears_what_ddnm_does_not():
     """At 20 timesteps the hidden pixel's mean is nearer to the posterior's than DDNM's."""
     model, task = two_pixels(1000)

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import fcs_lab
 from fcs_lab.zoo import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +45,39 @@ def test_a_figure_twice_gives_the_same_numbers(path, tmp_path, monkeypatch):
     assert first == second
     assert first["command"] == f"python figures/{path.name}"
     assert {"model", "seed", "settings", "numbers", "versions"} <= first.keys()
+
+
+def test_the_table_of_peers(tmp_path, monkeypatch):
+    """Two digits, three timesteps or so; and a finished cell is not run again."""
+    path = ROOT / "figures" / "tab07_peers.py"
+    module = script(path, monkeypatch, DIGITS=2, FIRST=0)
+    cells = [
+        *(("newton", 220, name) for name in ("right half", "box", "SR ×4", module.NOISY, *module.GARMENTS)),
+        *((method, 60, "right half") for method in ("gradient", "fast", "repaint", "tuned")),
+        ("newton, all noise fresh", 220, "SR ×4"),
+        ("bicubic", 0, "SR ×4"),
+        ("ddrm", 60, module.NOISY),
+        ("newton 10×3", 70, module.GARMENTS[1]),
+    ]
+    monkeypatch.setattr(module, "cells", lambda: cells)
+
+    def few(method, evaluations):
+        inner = {"inner_steps": 1} if method.startswith(("newton", "gradient")) else {}
+        return {} if method == "bicubic" else {"num_inference_steps": 3} | inner
+
+    monkeypatch.setattr(module, "settings_of", few)
+    pixels = ((fcs_lab.load_digits(2)[0] + 1) * 127.5).round().to(torch.uint8)[:, 0]
+    records = []
+    for run in ("first", "second"):
+        module.main(tmp_path / run, lambda: (pixels, fcs_lab.load_digits(2)[1]), tmp_path / "cells")
+        records.append(json.loads((tmp_path / run / "tab07_peers.json").read_text()))
+    assert records[0]["numbers"] == records[1]["numbers"] and records[0]["timings"] == records[1]["timings"]
+    rows = {(row["method"], row["task"]): row for row in records[0]["numbers"]["rows"]}
+    assert len(rows) == len(cells) == len(list((tmp_path / "cells").iterdir()))
+    assert rows["newton", "right half"]["to_newton"] == [0, 0]
+    assert (rows["gradient", "right half"]["nfe"], rows["gradient", "right half"]["backward"]) == (6, 3)
+    assert rows["repaint", "right half"]["settings"]["resamplings"] == 3
+    assert (tmp_path / "first" / "tab07_peers.md").read_text().count("**") == 14
 
 
 def test_the_half_image_table(tmp_path, monkeypatch):

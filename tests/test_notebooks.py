@@ -33,5 +33,5 @@ def test_runs_top_to_bottom(path, tmp_path, monkeypatch):
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(10)]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(11)]
     assert os.access(NOTEBOOKS[0], os.R_OK)

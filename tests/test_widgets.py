@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fcs_lab import baselines
 from fcs_lab.widgets import InpaintingLab, MaskPainter
 
 
@@ -57,6 +58,26 @@ def test_settings_reach_the_sampler(lab):
     lab.run()
     lab.wait()
     assert not torch.equal(lab.result.images, first)
+
+
+@pytest.mark.parametrize("method", ["fast", "ddnm", "lanpaint", "dps", "biharmonic", "tuned"])
+def test_any_method_of_the_menu_runs(lab, method):
+    """With what of the controls it has; the others are hidden."""
+    lab.direction.value = method
+    shown = [control.layout.display != "none" for control in (lab.inner_steps, lab.fd_step, lab.num_inference_steps)]
+    assert shown == [False, method == "fast", method != "biharmonic"]
+    lab.run()
+    lab.wait()
+    evaluations = {"fast": 7, "lanpaint": 24, "biharmonic": 0}.get(method, 4)
+    assert lab.status.value.startswith(f"done ({method}: {evaluations} evaluations"), (lab.status.value, lab.message.value)
+    assert lab.curve.layout.display == ("none" if method == "biharmonic" else "")
+
+
+def test_the_menu_has_what_the_model_can_do(lab):
+    methods = {name for _, name in lab.direction.options}
+    assert {"newton", "fast", "tuned", "deep_image_prior", *baselines.PEERS} - methods == {"psld"}
+    latent = {name for _, name in InpaintingLab("fashion").direction.options}
+    assert "psld" in latent and "tuned" not in latent
 
 
 def test_stop_leaves_the_partial_result(lab):

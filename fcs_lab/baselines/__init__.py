@@ -163,6 +163,6 @@ def budget(method: str, evaluations: int) -> dict[str, Any]:
 
 
 def _inner_steps(evaluations: int, each: int) -> Settings:
-    """Algorithm 1's: 20 timesteps with up to 5 inner steps of `each` evaluations; fewer timesteps where that is too much."""
+    """Algorithm 1's: 20 timesteps, fewer where even one inner step of `each` evaluations is too much, and K as it fits."""
     T = min(20, max(1, evaluations // (1 + each)))
     return {"num_inference_steps": T, "inner_steps": (evaluations // T - 1) // each}

@@ -2,11 +2,12 @@
 
 Algorithm 1 evaluates the network again after each update, to see where x̂_0 has gone. But the probe itself says much of it.
 For an exact denoiser J = (a/s²) Cov[x_0 | x_t], so x̂_0 + α J e is how the posterior's mean moves, to first order, when it
-hears of the known part: one step of conjugate gradients on a Kalman filter's update. So x̂_0 is moved along J e as far as
-fits the task best, which costs no evaluation, and projected onto the task; and x of the next timestep is pushed along J e,
-where the evaluation that is due anyway takes it up.
+hears of the known part: one step of conjugate gradients on a Kalman filter's update. J changes little from one timestep to
+the next, so the last probes are good directions still. So x̂_0 is moved in their span to where it fits the task best, which
+costs no evaluation, and projected onto the task; and x of the next timestep is pushed along J e, where the evaluation that
+is due anyway takes it up.
 
-Without the probe (no J e) and with all noise fresh this is DDNM; with e in place of J e and no fresh noise, FlowChef's step.
+Without probes and with all noise fresh this is DDNM; with e in place of J e and no fresh noise, FlowChef's step.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ __all__ = ["FAST_STEPS", "fast", "fast_plan"]
 FAST_STEPS = 30
 """T' of the preset, about 60 evaluations."""
 
-PUSH, LONGEST = 2.0, 5.0
+PUSH, MEMORY, RIDGE = 1.5, 4, 0.01
 """Found on digits that no table shows."""
 
 
-def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, longest: float = LONGEST) -> Method:
+def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, memory: int = MEMORY) -> Method:
     """Sample under a constraint with two evaluations a timestep, one at the last.
 
     Args:
@@ -37,23 +38,24 @@ def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, longest
         watch: The run's schedule, its task, its step and its noise.
         fd_step: h, relative to ‖e‖_∞.
         push: λ, in units of the next level's noise s'.
-        longest: The longest step α of x̂_0 along J e.
+        memory: In the span of how many of the last probes x̂_0 is moved.
     """
     timesteps, levels = watch.schedule.timesteps, watch.schedule.levels
     watch.along = partial(newton, fd_step=fd_step)
     watch.λ = [[push * s] for _, s in levels[1:-1]] + [[]]
+    probes: list[Tensor] = []
     for i, t in enumerate(timesteps):
         x0 = yield x, t
-        pushed = bool(watch.λ[i])
-        if pushed:
-            e = _missing(x0, watch)
+        e = _missing(x0, watch)
+        if watch.λ[i]:
             d = yield from watch.direction(x, t, x0, e)  # J e
-            x0 = x0 + _step_length(x0, d, watch).clamp(max=longest) * d
+            probes = [d, *probes][:memory]
+            x0 = _moved(x0, probes, watch)
         x0 = x0.clamp(-1, 1) if watch.bounded else x0
         if hasattr(watch.task, "pinv"):
             x0 = x0 + watch.task.pinv(watch.task.y - watch.task.A(x0))
         x = watch.step(i, x, x0, moved=x0, sigma=levels[i + 1][1])  # all noise fresh
-        if pushed:
+        if watch.λ[i]:
             x = x + watch.λ[i][0] * unit(d, e)
     return x
 
@@ -69,13 +71,23 @@ def _missing(x0: Tensor, watch: Watch) -> Tensor:
     return watch.task.pinv(watch.task.y - watch.task.A(x0)) if hasattr(watch.task, "pinv") else e
 
 
-def _step_length(x0: Tensor, d: Tensor, watch: Watch) -> Tensor:
-    """α of each image, (B, 1, 1, 1), that makes C(x̂_0 + α d) least: exact where C is quadratic, else by its slopes."""
+def _moved(x0: Tensor, probes: list[Tensor], watch: Watch, ridge: float = RIDGE) -> Tensor:
+    """x̂_0 + Σ α_j d_j of least cost C, but for a ridge; of a cost that is not quadratic along the last probe alone.
 
-    def slope(x0: Tensor) -> Tensor:
-        return (watch.task.cost_and_error(x0)[1] * d).flatten(1).sum(1)
-
-    here, there = slope(x0), slope(x0 + d)
-    bends = here - there
-    α = torch.where(bends > 0, here / bends.where(bends > 0, 1), 0.0)
-    return α.clamp_min(0).reshape(-1, *[1] * (d.ndim - 1))
+    Where C = ½‖A x̂_0 − y‖², α solves (DᵀAᵀA D) α = Dᵀe; else AᵀA d is the difference of e at x̂_0 and at x̂_0 + d.
+    """
+    linear = hasattr(watch.task, "A")
+    probes = [d / d.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1) for d in (probes if linear else probes[:1])]
+    if not probes:
+        return x0
+    _, e = watch.task.cost_and_error(x0)
+    if linear:
+        bends = [watch.task.A_adjoint(watch.task.A(d)) for d in probes]
+    else:
+        bends = [e - watch.task.cost_and_error(x0 + d)[1] for d in probes]
+    D, HD = (torch.stack(parts, 1).flatten(2) for parts in (probes, bends))
+    G, b = D @ HD.mT, D @ e.flatten(1)[:, :, None]
+    largest = G.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
+    α = torch.linalg.solve(G + (ridge * largest.clamp_min(0) + 1e-12) * torch.eye(len(probes)).to(G), b)
+    α = torch.where((largest > 0) & α.isfinite(), α, 0.0)
+    return x0 + (α.mT @ D).reshape(x0.shape)

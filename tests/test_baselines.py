@@ -49,7 +49,7 @@ POSTERIOR = {
     "mpgd": ({"num_inference_steps": 200}, True, True),
     "ddnm": ({"num_inference_steps": 200}, False, False),  # 0.20 and 0.13: all noise is fresh, what was found is lost
     "ddrm": ({"num_inference_steps": 200}, False, False),  # as DDNM
-    "daps": ({"num_inference_steps": 200, "noise_floor": 0.02}, False, False),  # 0.27: to it pixels vary by themselves
+    "daps": ({"num_inference_steps": 200, "noise_floor": 0.02}, False, True),  # 0.21: to it pixels vary by themselves
     "lanpaint": ({"num_inference_steps": 100, "langevin_steps": 10}, True, False),  # 0.15
     "guess_and_guide": ({"num_inference_steps": 200}, False, False),  # 0.20 and 0.13, as DDNM
     "freedom": ({"num_inference_steps": 200}, False, False),  # 0.28 and 0.16
@@ -74,7 +74,7 @@ def test_against_a_known_posterior(name):
     assert (found[:, 0] - 0.3).abs().mean() < 0.06
     assert (abs(mean - 0.24) < within) == mean_holds, mean
     assert (abs(deviation - 0.18) < within) == deviation_holds, deviation
-    assert abs(mean - 0.24) < 0.06 and abs(deviation - 0.18) < (0.1 if name == "daps" else 0.06)
+    assert abs(mean - 0.24) < 0.06 and abs(deviation - 0.18) < 0.06
 
 
 def test_resampling_is_what_makes_repaints_halves_agree():
@@ -341,7 +341,7 @@ def test_the_singular_vectors_are_those_of_the_matrix():
 
 
 # y = 0.3 with noise of 0.2: the posterior's means are 0.208 and 0.166.
-NOISY = {"ddrm": (0.217, 0.149), "diffpir": (0.212, 0.146), "daps": (0.236, 0.171)}
+NOISY = {"ddrm": (0.217, 0.149), "diffpir": (0.212, 0.146), "daps": (0.221, 0.164)}
 
 
 @pytest.mark.parametrize("name", NOISY)

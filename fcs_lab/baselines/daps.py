@@ -22,9 +22,9 @@ def daps(
     model: Denoiser,
     task: Constraint,
     *,
-    num_inference_steps: int = 20,
-    ode_steps: int = 3,
-    langevin_steps: int = 30,
+    num_inference_steps: int = 30,
+    ode_steps: int = 2,
+    langevin_steps: int = 10,
     noise_floor: float = 0.05,
     **options: Unpack[RunOptions],
 ) -> Result:
@@ -47,7 +47,7 @@ def daps(
     return run(model, task, daps_peer(ode_steps, langevin_steps, noise_floor), num_inference_steps, **options)
 
 
-def daps_peer(ode_steps: int = 3, langevin_steps: int = 30, noise_floor: float = 0.05) -> Peer:
+def daps_peer(ode_steps: int = 2, langevin_steps: int = 10, noise_floor: float = 0.05) -> Peer:
     """The method by itself, for `fcs_lab.constrained`; the settings are those of `daps`."""
     check_count("ode_steps", ode_steps, 1, 1000)
     check_count("langevin_steps", langevin_steps, 1, 100_000)
@@ -80,8 +80,8 @@ def daps_peer(ode_steps: int = 3, langevin_steps: int = 30, noise_floor: float =
 
 
 def daps_budget(evaluations: int) -> Settings:
-    """Settings for so many evaluations: three a level."""
-    return {"num_inference_steps": max(1, (evaluations + 3) // 3), "ode_steps": 3}
+    """Settings for so many evaluations: two a level, one at the last."""
+    return {"num_inference_steps": (evaluations + 1) // 2, "ode_steps": 2}
 
 
 def _places(i: int, T: int, n: int) -> list[int]:

@@ -26,7 +26,7 @@ def lanpaint(
     num_inference_steps: int = 20,
     langevin_steps: int = 5,
     step_size: float = 0.3,
-    weight: float = 4.0,
+    weight: float = 8.0,
     friction: float = 2.0,
     eta: float = 1.0,
     **options: Unpack[RunOptions],
@@ -58,7 +58,7 @@ def lanpaint(
 
 
 def lanpaint_peer(
-    langevin_steps: int = 5, step_size: float = 0.3, weight: float = 4.0, friction: float = 2.0, eta: float = 1.0
+    langevin_steps: int = 5, step_size: float = 0.3, weight: float = 8.0, friction: float = 2.0, eta: float = 1.0
 ) -> Peer:
     """The method by itself, for `fcs_lab.constrained`; the settings are those of `lanpaint`."""
     check_count("langevin_steps", langevin_steps, 0, 1000)

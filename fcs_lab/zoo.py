@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from fcs_lab.checks import describe
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import UNetDenoiser
+from fcs_lab.denoisers import InpaintingDenoiser, UNetDenoiser, is_tuned
 from fcs_lab.latent import LatentDenoiser
 from fcs_lab.schedule import is_flow
 
@@ -36,7 +36,7 @@ __all__ = ["BUNDLED", "checkpoints", "load", "load_pipeline", "verify"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BUNDLED = ("mnist", "fashion", "emoji")
+BUNDLED = ("mnist", "fashion", "emoji", "mnist-inpainting")
 """Names that `load` takes without a network. Each has a model card, `fcs_lab/weights/<name>/README.md`."""
 
 PIXEL_PIPELINES = {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}
@@ -69,9 +69,9 @@ def load(
     """A pre-trained model as a denoiser x̂_0(x_t, t).
 
     Args:
-        name: A bundled model ("mnist", "fashion", "emoji"), a folder in diffusers' layout, a single .safetensors file of a
-            whole pipeline, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or "google/ddpm-cat-256".
-            Supported are unconditional pixel models, and Stable Diffusion 1.x, 2.x, XL and 3.
+        name: A bundled model ("mnist", "fashion", "emoji", "mnist-inpainting"), a folder in diffusers' layout, a single
+            .safetensors file of a whole pipeline, or a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or
+            "google/ddpm-cat-256". Supported are unconditional pixel models, and Stable Diffusion 1.x, 2.x, XL and 3.
         device: Where it runs. None: CUDA if there is one, else the CPU.
         torch_dtype: The precision that the network runs in. None: float32.
         prompt, negative_prompt, guidance_scale: Of a text-conditional model; see `LatentDenoiser.with_prompt`, which
@@ -79,7 +79,8 @@ def load(
         variant, config: As for `load_pipeline`.
 
     Returns:
-        The denoiser: a `LatentDenoiser` for a latent model. Its `scheduler` has the model's own noise schedule: a DDIM
+        The denoiser: a `LatentDenoiser` for a latent model, an `InpaintingDenoiser` for a pixel model that also takes a mask
+        and an image ("mnist-inpainting"). Its `scheduler` has the model's own noise schedule: a DDIM
         one, or for a rectified flow a flow-match Euler one.
 
     Raises:
@@ -114,7 +115,7 @@ def load(
     unet = getattr(pipeline, "unet", None)
     if set(pipeline.components) != {"unet", "scheduler"} or not isinstance(unet, UNet2DModel):
         raise ValueError(f"{name} has {', '.join(pipeline.components)}; expected a UNet2DModel and a scheduler")
-    return UNetDenoiser(unet, scheduler)
+    return InpaintingDenoiser(unet, scheduler) if is_tuned(unet) else UNetDenoiser(unet, scheduler)
 
 
 @ordinary()

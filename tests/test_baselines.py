@@ -459,6 +459,17 @@ def test_a_tuned_network_sees_the_known_part_and_nothing_else(digits, right_half
         baselines.tuned(model, fcs_lab.SuperResolution(digits, 2))
 
 
+def test_the_bundled_tuned_model(digits, right_half):
+    """At 20 evaluations better than the unconditional 0.4; and told nothing, it is a denoiser like another."""
+    model = fcs_lab.load("mnist-inpainting", device="cpu")
+    result = baselines.tuned(
+        model, fcs_lab.Inpainting(digits, right_half), generator=generators(*range(len(digits))), progress=False
+    )
+    assert result.nfe == 20 and masked_mse(result.images, digits, right_half).mean() < 0.3
+    free = fcs_lab.sample(model, num_inference_steps=10, batch_size=2, generator=generators(0, 1), progress=False)
+    assert free.images.std() > 0.3
+
+
 def test_a_tuned_pipeline_of_diffusers():
     parts = tiny.sd().components | {"unet": UNet2DConditionModel.from_config(tiny.unet().config, in_channels=9)}
     pipe = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)

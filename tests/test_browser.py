@@ -1,5 +1,6 @@
 """Notebook 01 in a real JupyterLab in headless Chromium, driven as a reader would."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,18 @@ def page(lab):
 def shot(page, name):
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def upload(lab, name, sources):
+    """Give JupyterLab a notebook of these code cells."""
+    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    request = urllib.request.Request(
+        f"{lab}/api/contents/{name}.ipynb?token=test",
+        json.dumps({"type": "notebook", "content": nbformat.v4.new_notebook(cells=cells, metadata=kernel)}).encode(),
+        method="PUT",
+    )
+    urllib.request.urlopen(request, timeout=30).read()
 
 
 def run_cells(page, lab, name, count):

@@ -1,12 +1,10 @@
 """Notebook 09's menu of pipelines, and a pipeline of one's own, in a real JupyterLab in headless Chromium."""
 
-import json
 import re
-import urllib.request
 
 import nbformat
 import pytest
-from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot  # noqa: F401 (lab and page are fixtures)
+from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,14 +26,7 @@ def test_choose_a_family_and_run_a_pipeline(lab, page):  # noqa: F811
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith(BEGINNINGS)]
     assert len(sources) == 7, "the model, the imports, the picture, its pipeline, the menu, yours, and its run"
     sources.insert(5, "plain = model.pipeline")  # which a longer cell of the notebook sets
-    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    upload = urllib.request.Request(
-        f"{lab}/api/contents/pipelines.ipynb?token=test",
-        json.dumps({"type": "notebook", "content": nbformat.v4.new_notebook(cells=cells, metadata=kernel)}).encode(),
-        method="PUT",
-    )
-    urllib.request.urlopen(upload, timeout=30).read()
+    upload(lab, "pipelines", sources)
     run_cells(page, lab, "pipelines", 5)
     page.locator("select").filter(has_text="Qwen-Image").select_option(label="Lumina 2")
     page.get_by_text("looks at no _interrupt").wait_for()

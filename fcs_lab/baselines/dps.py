@@ -23,7 +23,7 @@ def dps(
     task: Constraint,
     *,
     num_inference_steps: int = 60,
-    step_size: float = 1.0,
+    step_size: float = 4.0,
     **options: Unpack[RunOptions],
 ) -> Result:
     """DPS (Chung et al., ICLR 2023, arXiv 2209.14687): DDPM's step, then x ← x + ζ/‖r‖ Jᵀe, ‖r‖ = √(2C) of each image.
@@ -42,7 +42,7 @@ def dps(
     return run(model, task, dps_peer(step_size), num_inference_steps, **options)
 
 
-def dps_peer(step_size: float = 1.0) -> Peer:
+def dps_peer(step_size: float = 4.0) -> Peer:
     """The method by itself, for `fcs_lab.constrained`; the settings are those of `dps`."""
     check_number("step_size", step_size, 0)
 

@@ -24,7 +24,7 @@ def lgd_mc(
     task: Constraint,
     *,
     num_inference_steps: int = 60,
-    step_size: float = 1.0,
+    step_size: float = 8.0,
     draws: int = 4,
     **options: Unpack[RunOptions],
 ) -> Result:
@@ -45,7 +45,7 @@ def lgd_mc(
     return run(model, task, lgd_mc_peer(step_size, draws), num_inference_steps, **options)
 
 
-def lgd_mc_peer(step_size: float = 1.0, draws: int = 4) -> Peer:
+def lgd_mc_peer(step_size: float = 8.0, draws: int = 4) -> Peer:
     """The method by itself; the settings are those of `lgd_mc`."""
     check_number("step_size", step_size, 0)
     check_count("draws", draws, 1, 1000)

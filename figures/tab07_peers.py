@@ -80,6 +80,7 @@ def main(output: Path, read: Callable[[], tuple[Tensor, Tensor]], cache: Path = 
     )
     table = as_markdown(numbers["rows"])
     (output / "tab07_peers.md").write_text(table)
+    (output / "tab07_short.md").write_text(in_short(numbers["rows"]))
     print(table)
 
 
@@ -253,6 +254,32 @@ def as_markdown(rows: list[dict]) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def in_short(rows: list[dict]) -> str:
+    """For the README: on the right half, the methods by their error at the lower budget."""
+
+    def entry(method: str, n: int) -> str:
+        found = [row for row in rows if (row["method"], row["task"], row["budget"]) == (method, "right half", n)]
+        if not found:
+            return ""
+        ((row,), backward) = found, found[0]["backward"]
+        more = f", {backward:g} backward" if backward else ""
+        return f"{row['value'][0]:.3f} ± {row['value'][1]:.3f}, {row['named'][0]:.0%} ({row['nfe']:g}{more})"
+
+    lower, higher = BUDGETS
+    named = [row for row in rows if row["task"] == "right half" and row["budget"] in BUDGETS and row["method"] != "tuned"]
+    error = {method: [r["value"][0] for r in named if (r["method"], r["budget"]) == (method, lower)] for method in METHODS}
+    order = sorted((method for method, values in error.items() if values), key=lambda method: error[method])
+    lines = [f"| right half hidden, {DIGITS} digits | about {lower} evaluations | about {higher} |", "| --- | --- | --- |"]
+    lines += [f"| `{method}` | {entry(method, lower)} | {entry(method, higher)} |" for method in order]
+    lines += [f"| `tuned`, a trained network | {entry('tuned', 20)}; {entry('tuned', 60)} | |"]
+    lines += [
+        f"| `{row['method']}` | {entry(row['method'], 0)} | |"
+        for row in rows
+        if row["task"] == "right half" and not row["budget"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

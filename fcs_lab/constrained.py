@@ -24,14 +24,14 @@ from tqdm.auto import tqdm
 
 from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.baselines import PEERS
-from fcs_lab.baselines.frame import Peer, needs
+from fcs_lab.baselines.frame import Peer
 from fcs_lab.checks import check_function
-from fcs_lab.constraints import Constraint, for_channels
+from fcs_lab.constraints import Constraint, for_channels, needs
 from fcs_lab.contexts import computes_in, ordinary
 from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
 from fcs_lab.families import family_of, what_it_takes
-from fcs_lab.fast import FAST_STEPS, fast, fast_plan
+from fcs_lab.fast import FAST_NEEDS, FAST_STEPS, fast, fast_plan
 from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
 from fcs_lab.sampler import Result, Settings, StepSize, check_preset, check_task
 from fcs_lab.schedule import Schedule, read_schedule
@@ -162,7 +162,7 @@ def _peer(method: Any, settings: dict[str, Any]) -> Peer:
 def _fast_peer(fd_step: float | None, dtype: torch.dtype) -> Peer:
     """The preset "fast" as a method for a network of this dtype."""
     h = Settings(fd_step=fd_step).fd_step_of(dtype if dtype in FD_STEP else torch.float32)
-    return Peer("fast", partial(fast, fd_step=h), plan=fast_plan)
+    return Peer("fast", partial(fast, fd_step=h), FAST_NEEDS, plan=fast_plan)
 
 
 class ConstrainedRun:

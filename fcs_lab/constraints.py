@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -34,6 +34,7 @@ __all__ = [
     "blur",
     "downsample",
     "for_channels",
+    "needs",
     "upsample",
 ]
 
@@ -418,6 +419,29 @@ def _conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterati
         left, before = dot(r, r), left
         p = r + torch.where(going, left / before.where(going, 1), 0.0) * p
     return x
+
+
+def needs(task: Constraint, members: Sequence[str]) -> None:
+    """That a task has what a method needs of it.
+
+    Raises:
+        TypeError: It has not; through a decoder, for example, there is no A⁺.
+    """
+    words = {
+        "A": "A",
+        "A_adjoint": "Aᵀ",
+        "pinv": "A⁺",
+        "prox": "proximal step",
+        "singular": "singular vectors",
+        "y": "measurements y",
+        "known": "known part",
+    }
+    missing = [words.get(member, member) for member in members if not hasattr(task, member)]
+    if missing:
+        raise TypeError(
+            f"task is a {type(task).__name__}, which has no {', no '.join(missing)}; this method takes linear tasks "
+            "(inpainting, super-resolution, deblurring, colourisation), and in latent space inpainting only"
+        )
 
 
 def for_channels(task: Constraint, channels: int) -> Constraint:

@@ -7,7 +7,8 @@ the next, so the last probes are good directions still. So x̂_0 is moved in the
 costs no evaluation, and projected onto the task; and x of the next timestep is pushed along J e, where the evaluation that
 is due anyway takes it up.
 
-Without probes and with all noise fresh this is DDNM; with e in place of J e and no fresh noise, FlowChef's step.
+Without probes and with all noise fresh this is DDNM; with e in place of J e and no fresh noise, FlowChef's step. It takes
+linear tasks that have A⁺, in latent space inpainting only.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import torch
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
+from fcs_lab.constraints import Constraint, needs
 from fcs_lab.directions import newton, unit
 from fcs_lab.trace import Watch
 
-__all__ = ["FAST_STEPS", "fast", "fast_plan"]
+__all__ = ["FAST_NEEDS", "FAST_STEPS", "fast", "fast_plan"]
 
 FAST_STEPS = 30
 """T' of the preset, about 60 evaluations."""
+
+FAST_NEEDS = ("A", "pinv", "y")
+"""What of a task it uses."""
 
 PUSH, MEMORY, RIDGE = 1.5, 4, 0.01
 """Found on digits that no table shows."""
@@ -39,21 +44,25 @@ def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, memory:
         fd_step: h, relative to ‖e‖_∞.
         push: λ, in units of the next level's noise s'.
         memory: In the span of how many of the last probes x̂_0 is moved.
+
+    Raises:
+        TypeError: The task has no A⁺. Through a decoder it did much worse than Algorithm 1, so there it is refused.
     """
+    needs(watch.task, FAST_NEEDS)
     timesteps, levels = watch.schedule.timesteps, watch.schedule.levels
     watch.along = partial(newton, fd_step=fd_step)
     watch.λ = [[push * s] for _, s in levels[1:-1]] + [[]]
     probes: list[Tensor] = []
     for i, t in enumerate(timesteps):
         x0 = yield x, t
-        e = _missing(x0, watch)
+        watch.error(x0)  # for the trace
         if watch.λ[i]:
+            e = watch.task.pinv(watch.task.y - watch.task.A(x0))  # the shortest move that meets the task
             d = yield from watch.direction(x, t, x0, e)  # J e
             probes = [d, *probes][:memory]
-            x0 = _moved(x0, probes, watch)
+            x0 = _moved(x0, probes, watch.task)
         x0 = x0.clamp(-1, 1) if watch.bounded else x0
-        if hasattr(watch.task, "pinv"):
-            x0 = x0 + watch.task.pinv(watch.task.y - watch.task.A(x0))
+        x0 = x0 + watch.task.pinv(watch.task.y - watch.task.A(x0))
         x = watch.step(i, x, x0, moved=x0, sigma=levels[i + 1][1])  # all noise fresh
         if watch.λ[i]:
             x = x + watch.λ[i][0] * unit(d, e)
@@ -65,29 +74,13 @@ def fast_plan(T: int) -> list[int]:
     return [i for i in range(T) for _ in range(1 if i == T - 1 else 2)]
 
 
-def _missing(x0: Tensor, watch: Watch) -> Tensor:
-    """A⁺(y − A x̂_0), the shortest move that meets a linear task; e where there is no A⁺."""
-    e = watch.error(x0)
-    return watch.task.pinv(watch.task.y - watch.task.A(x0)) if hasattr(watch.task, "pinv") else e
-
-
-def _moved(x0: Tensor, probes: list[Tensor], watch: Watch, ridge: float = RIDGE) -> Tensor:
-    """x̂_0 + Σ α_j d_j of least cost C, but for a ridge; of a cost that is not quadratic along the last probe alone.
-
-    Where C = ½‖A x̂_0 − y‖², α solves (DᵀAᵀA D) α = Dᵀe; else AᵀA d is the difference of e at x̂_0 and at x̂_0 + d.
-    """
-    linear = hasattr(watch.task, "A")
-    probes = [d / d.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1) for d in (probes if linear else probes[:1])]
+def _moved(x0: Tensor, probes: list[Tensor], task: Constraint, ridge: float = RIDGE) -> Tensor:
+    """x̂_0 + Σ α_j d_j with ½‖y − A x̂_0‖² least, but for a ridge: (DᵀAᵀA D) α = DᵀAᵀ(y − A x̂_0), each d_j of length 1."""
     if not probes:
         return x0
-    _, e = watch.task.cost_and_error(x0)
-    if linear:
-        bends = [watch.task.A_adjoint(watch.task.A(d)) for d in probes]
-    else:
-        bends = [e - watch.task.cost_and_error(x0 + d)[1] for d in probes]
-    D, HD = (torch.stack(parts, 1).flatten(2) for parts in (probes, bends))
-    G, b = D @ HD.mT, D @ e.flatten(1)[:, :, None]
+    D = torch.stack([d / d.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1) for d in probes], 1)
+    AD = torch.stack([task.A(D[:, j]).flatten(1) for j in range(len(probes))], 1)  # (B, probes, measurements)
+    G, b = AD @ AD.mT, AD @ (task.y - task.A(x0)).flatten(1)[:, :, None]
     largest = G.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
-    α = torch.linalg.solve(G + (ridge * largest.clamp_min(0) + 1e-12) * torch.eye(len(probes)).to(G), b)
-    α = torch.where((largest > 0) & α.isfinite(), α, 0.0)
-    return x0 + (α.mT @ D).reshape(x0.shape)
+    α = torch.linalg.solve(G + (ridge * largest + 1e-12) * torch.eye(len(probes)).to(G), b)
+    return x0 + (α[..., None, None] * D).sum(1)

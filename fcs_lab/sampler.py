@@ -139,7 +139,8 @@ def sample(
         task: The constraint on the images, which yields e; for a latent model it is carried into latent space
             (`fcs_lab.latent.in_latents`). None samples without one: no inner steps are taken.
         preset: None: Algorithm 1. "fast": one probe J e a timestep and no evaluation after it, about 60 evaluations in all
-            (`fcs_lab.fast`); besides it only `num_inference_steps` (None: 30) and `fd_step` may be given.
+            (`fcs_lab.fast`), for linear tasks that have A⁺ (in latent space: inpainting); besides it only
+            `num_inference_steps` (None: 30) and `fd_step` may be given.
         num_inference_steps: T', the timesteps of the schedule that are visited. None: 20.
         inner_steps: K, the updates of x_t at each timestep; one number, or one for each timestep, from the noisiest.
             None: 5.

@@ -13,9 +13,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.baselines.frame import needs
 from fcs_lab.checks import check_count, check_flag, check_number, describe
-from fcs_lab.constraints import Blur, Constraint, Inpainting, LinearConstraint, SuperResolution, for_channels, upsample
+from fcs_lab.constraints import (
+    Blur,
+    Constraint,
+    Inpainting,
+    LinearConstraint,
+    SuperResolution,
+    for_channels,
+    needs,
+    upsample,
+)
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.sampler import Result, check_task

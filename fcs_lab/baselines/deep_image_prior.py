@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fcs_lab.baselines.frame import needs
 from fcs_lab.checks import check_count, check_flag, check_generator, check_number
-from fcs_lab.constraints import Constraint, for_channels
+from fcs_lab.constraints import Constraint, for_channels, needs
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.sampler import Result, check_task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -12,7 +12,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.constraints import Constraint
+from fcs_lab.constraints import Constraint, needs
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.sampler import Result, drive
 from fcs_lab.trace import Callback, Watch
@@ -113,29 +113,6 @@ def run(
         keep_graph=peer.differentiates,
         **options,
     )
-
-
-def needs(task: Constraint, members: Sequence[str]) -> None:
-    """That a task has what a method needs of it.
-
-    Raises:
-        TypeError: It has not; through a decoder, for example, there is no A⁺.
-    """
-    words = {
-        "A": "A",
-        "A_adjoint": "Aᵀ",
-        "pinv": "A⁺",
-        "prox": "proximal step",
-        "singular": "singular vectors",
-        "y": "measurements y",
-        "known": "known part",
-    }
-    missing = [words.get(member, member) for member in members if not hasattr(task, member)]
-    if missing:
-        raise TypeError(
-            f"task is a {type(task).__name__}, which has no {', no '.join(missing)}; this method takes linear tasks "
-            "(inpainting, super-resolution, deblurring, colourisation), and in latent space inpainting only"
-        )
 
 
 def clipped(x0: Tensor, watch: Watch) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, RunOptions, needs, run
+from fcs_lab.baselines.frame import Peer, RunOptions, run
 from fcs_lab.checks import check_number, describe
-from fcs_lab.constraints import Constraint
+from fcs_lab.constraints import Constraint, needs
 from fcs_lab.contexts import own_copy
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient

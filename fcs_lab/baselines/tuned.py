@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from fcs_lab.algorithm import Method
-from fcs_lab.baselines.frame import Peer, clipped, needs, run
+from fcs_lab.baselines.frame import Peer, clipped, run
 from fcs_lab.checks import check_number, describe
-from fcs_lab.constraints import Constraint, Inpainting
+from fcs_lab.constraints import Constraint, Inpainting, needs
 from fcs_lab.denoisers import InpaintingDenoiser
 from fcs_lab.latent import network_of
 from fcs_lab.sampler import Result, check_task

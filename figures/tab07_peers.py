@@ -223,7 +223,8 @@ def draw(rows: list[dict]) -> Figure:
     axes = figure.add_subplot()
     colour = {method: c for c, methods in KINDS.values() for method in methods}
     shown = [row for row in rows if row["task"] == "right half" and row["method"] in colour and row["budget"] != 20]
-    order = [row["method"] for row in sorted(shown, key=lambda row: -row["value"][0]) if row["budget"] == min(BUDGETS)]
+    lowest = {row["method"]: row["value"][0] for row in sorted(shown, key=lambda row: -row["budget"])}
+    order = sorted(lowest, key=lambda method: -lowest[method])
     for row in shown:
         low, (value, error) = row["budget"] == min(BUDGETS), row["value"]
         y = order.index(row["method"]) + (0.14 if low else -0.14)

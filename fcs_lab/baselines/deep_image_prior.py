@@ -49,7 +49,7 @@ def deep_image_prior(
         TypeError, ValueError: An argument is wrong; a task of another size.
     """
     check_count("num_inference_steps", num_inference_steps, 1, 100_000)
-    check_number("learning_rate", learning_rate, 0)
+    check_number("learning_rate", learning_rate, 0, 1)
     check_count("width", width, 1, 1024)
     check_flag("progress", progress)
     check_generator(generator)

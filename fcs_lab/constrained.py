@@ -98,22 +98,20 @@ def constrained(
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
     own = {"inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
-    check_preset(preset, own, task)
+    check_preset(preset, own | {"method": None if method == "newton" else method} | settings, task)
     given = {name: value for name, value in own.items() if value is not None} | settings
     peer = None
     if preset is not None:
-        if method != "newton" or settings:
-            raise ValueError(f"preset is {preset!r}, and so is the method; expected no other method or setting")
-        peer = _fast_peer(fd_step, network_of(pipe).dtype)
-        method, given = "identity", {}
-    elif method not in EVALUATIONS if isinstance(method, str) else True:
-        peer = _peer(method, given)
-        method, given = "identity", {}
+        peer = Peer("fast", partial(fast, fd_step=fd_step), FAST_NEEDS, plan=fast_plan)
+    elif not (isinstance(method, str) and method in EVALUATIONS):
+        peer, given = _peer(method, given), {}
         if task is None:
             raise TypeError(f"task is None; method {peer.name!r} takes a constraint")
-    for name in settings if peer is None else ():
+    elif settings:
+        name = next(iter(settings))
         raise ValueError(f"{name} is given, which method {method!r} has not; it has {', '.join(own)}")
-    run = ConstrainedRun(pipe, task, trace_x0, layout, peer, direction=method, **given)
+    direction = method if peer is None else "identity"
+    run = ConstrainedRun(pipe, task, trace_x0, layout, peer, direction=direction, **given)
     if family_of(pipe) is None:
         warnings.warn(
             f"{type(pipe).__name__} is of no family that constrained(…) is proved with (fcs_lab.families); it is tried",
@@ -157,12 +155,6 @@ def _peer(method: Any, settings: dict[str, Any]) -> Peer:
     if method.differentiates:
         raise ValueError(f"method is {method.name!r}, which takes derivatives of the network; a pipeline has none to give")
     return method
-
-
-def _fast_peer(fd_step: float | None, dtype: torch.dtype) -> Peer:
-    """The preset "fast" as a method for a network of this dtype."""
-    h = Settings(fd_step=fd_step).fd_step_of(dtype if dtype in FD_STEP else torch.float32)
-    return Peer("fast", partial(fast, fd_step=h), FAST_NEEDS, plan=fast_plan)
 
 
 class ConstrainedRun:

@@ -2,10 +2,9 @@
 
 Algorithm 1 evaluates the network again after each update, to see where x̂_0 has gone. But the probe itself says much of it.
 For an exact denoiser J = (a/s²) Cov[x_0 | x_t], so x̂_0 + α J e is how the posterior's mean moves, to first order, when it
-hears of the known part: one step of conjugate gradients on a Kalman filter's update. J changes little from one timestep to
-the next, so the last probes are good directions still. So x̂_0 is moved in their span to where it fits the task best, which
-costs no evaluation, and projected onto the task; and x of the next timestep is pushed along J e, where the evaluation that
-is due anyway takes it up.
+hears of the known part: one step of conjugate gradients on a Kalman filter's update. The last probes serve as directions
+beside it, as secants do. So x̂_0 is moved in their span to where it fits the task best, which costs no evaluation, and
+projected onto the task; and x of the next timestep is pushed along J e, where the evaluation that is due anyway takes it up.
 
 Without probes and with all noise fresh this is DDNM; with e in place of J e and no fresh noise, FlowChef's step. It takes
 linear tasks that have A⁺, in latent space inpainting only.
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fcs_lab.algorithm import Method
 from fcs_lab.constraints import Constraint, needs
-from fcs_lab.directions import newton, unit
+from fcs_lab.directions import FD_STEP, newton, unit
 from fcs_lab.trace import Watch
 
 __all__ = ["FAST_NEEDS", "FAST_STEPS", "fast", "fast_plan"]
@@ -35,13 +34,13 @@ PUSH, MEMORY, RIDGE = 1.5, 4, 0.01
 """Found on digits that no table shows."""
 
 
-def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, memory: int = MEMORY) -> Method:
+def fast(x: Tensor, watch: Watch, *, fd_step: float | None = None, push: float = PUSH, memory: int = MEMORY) -> Method:
     """Sample under a constraint with two evaluations a timestep, one at the last.
 
     Args:
         x: x_T, (B, C, H, W).
         watch: The run's schedule, its task, its step and its noise.
-        fd_step: h, relative to ‖e‖_∞.
+        fd_step: h, relative to ‖e‖_∞. None: the right one for what the network computes in.
         push: λ, in units of the next level's noise s'.
         memory: In the span of how many of the last probes x̂_0 is moved.
 
@@ -50,7 +49,7 @@ def fast(x: Tensor, watch: Watch, *, fd_step: float, push: float = PUSH, memory:
     """
     needs(watch.task, FAST_NEEDS)
     timesteps, levels = watch.schedule.timesteps, watch.schedule.levels
-    watch.along = partial(newton, fd_step=fd_step)
+    watch.along = partial(newton, fd_step=FD_STEP[watch.f.dtype] if fd_step is None else fd_step)
     watch.λ = [[push * s] for _, s in levels[1:-1]] + [[]]
     probes: list[Tensor] = []
     for i, t in enumerate(timesteps):

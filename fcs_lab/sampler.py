@@ -91,14 +91,10 @@ class Settings:
         counts = self.inner_steps if isinstance(self.inner_steps, Sequence) else [self.inner_steps] * len(timesteps)
         return [_step_sizes(self.step_size, t, K) for t, K in zip(timesteps, counts, strict=True)]
 
-    def fd_step_of(self, dtype: torch.dtype) -> float:
-        """h for a network of this dtype."""
-        return FD_STEP[dtype] if self.fd_step is None else float(self.fd_step)
-
     def direction_of(self, dtype: torch.dtype) -> Direction:
         """The direction, with h for a network of this dtype."""
         options = {
-            "newton": {"fd_step": self.fd_step_of(dtype)},
+            "newton": {"fd_step": FD_STEP[dtype] if self.fd_step is None else float(self.fd_step)},
             "exact": {"regularization": float(self.regularization)},
         }
         return partial(DIRECTIONS[self.direction], **options.get(self.direction, {}))
@@ -190,7 +186,7 @@ def sample(
 
     def method(x: Tensor, watch: Watch) -> Method:
         if preset is not None:
-            return fast(x, watch, fd_step=settings.fd_step_of(watch.f.dtype))
+            return fast(x, watch, fd_step=settings.fd_step)
         watch.λ = [[] for _ in watch.schedule.timesteps] if watch.task is None else settings.λ(watch.schedule.timesteps)
         watch.along = settings.direction_of(watch.f.dtype)
         watch.eta = settings.eta_of(watch.schedule)

@@ -29,7 +29,7 @@ __all__ = [
     "Inpainting",
     "LinearConstraint",
     "Selection",
-    "Spectrum",
+    "SingularSystem",
     "SuperResolution",
     "blur",
     "downsample",
@@ -92,7 +92,7 @@ class ConstraintBase:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SingularSystem:
     """A linear task in the basis of A's right singular vectors v_i: images (B, C, H, W) as as many coefficients."""
 
     values: Tensor
@@ -123,7 +123,7 @@ class LinearConstraint(ConstraintBase):
             `noise_std` is not a number of at least 0.
     """
 
-    noise_std: float = 0.0
+    noise_std: float
 
     @ordinary()
     @typed
@@ -155,7 +155,7 @@ class LinearConstraint(ConstraintBase):
         known = self.A_adjoint(self.y) + weight * x
         return _conjugate_gradients(lambda z: self.A_adjoint(self.A(z)) + weight * z, known)
 
-    def singular(self) -> Spectrum:
+    def singular(self) -> SingularSystem:
         """A's singular values, and images in the basis of its right singular vectors.
 
         Raises:
@@ -171,7 +171,7 @@ class LinearConstraint(ConstraintBase):
         A = self.A(basis.reshape(size, *self.shape)).flatten(1).double().T
         _, values, Vh = torch.linalg.svd(A)
         values, V = _padded(values, size).to(self.y), Vh.T.to(self.y)
-        return Spectrum(
+        return SingularSystem(
             values.reshape(1, *self.shape),
             lambda x: (x.flatten(1) @ V).reshape(x.shape),
             lambda c: (c.flatten(1) @ V.T).reshape(c.shape),
@@ -236,8 +236,8 @@ class Selection(LinearConstraint):
     def prox(self, x: Tensor, weight: float) -> Tensor:
         return (self.y + weight * x) / (self.known + weight)
 
-    def singular(self) -> Spectrum:
-        return Spectrum(self.known, lambda x: x, lambda c: c)
+    def singular(self) -> SingularSystem:
+        return SingularSystem(self.known, lambda x: x, lambda c: c)
 
 
 class Inpainting(Selection, _EachChannel):
@@ -285,12 +285,12 @@ class _Filter(_EachChannel):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return sum(D_h.T @ y @ D_w for D_h, D_w in zip(self.D_h, self.D_w, strict=True))
 
-    def singular(self) -> Spectrum:
+    def singular(self) -> SingularSystem:
         if len(self.D_h) > 1:  # a sum of separable operators is none
             return super().singular()
         # Of a separable one the singular vectors are products of those along the columns and along the rows.
         (s_h, V_h), (s_w, V_w) = map(_right_singular, (self.D_h[0], self.D_w[0]))
-        return Spectrum(
+        return SingularSystem(
             torch.outer(s_h, s_w).expand(1, *self.shape),
             lambda x: V_h.T @ x @ V_w,
             lambda c: V_h @ c @ V_w.T,
@@ -377,11 +377,11 @@ class Colorization(LinearConstraint):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return self.weights * y
 
-    def singular(self) -> Spectrum:
+    def singular(self) -> SingularSystem:
         row = self.weights.flatten()[None].double()
         _, values, Vh = torch.linalg.svd(row)
         V = Vh.T.to(self.y)
-        return Spectrum(
+        return SingularSystem(
             _padded(values, 3).to(self.y).reshape(1, 3, 1, 1).expand(1, *self.shape),
             lambda x: torch.einsum("bchw,cd->bdhw", x, V),
             lambda c: torch.einsum("bdhw,cd->bchw", c, V),

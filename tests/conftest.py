@@ -71,3 +71,14 @@ class Opaque:
 
     def __call__(self, x_t, t):
         return torch.from_numpy(self.denoiser(x_t.detach(), t).numpy())
+
+
+def two_pixels(n: int, noise_std: float = 0.0) -> tuple[fcs_lab.GaussianMixtureDenoiser, fcs_lab.Inpainting]:
+    """The exact model of two pixels with a correlation of 0.8 and a standard deviation of 0.3, and n times the first is 0.3.
+
+    The second one's posterior has mean 0.24 and standard deviation 0.18.
+    """
+    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=torch.float64), covariance[None])
+    image = torch.tensor([0.3, 0.0], dtype=torch.float64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
+    return model, fcs_lab.Inpainting(image, torch.tensor([[False, True]]), noise_std=noise_std)

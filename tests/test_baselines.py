@@ -5,7 +5,7 @@ import sys
 import pytest
 import tiny_pipelines as tiny
 import torch
-from conftest import generators, tiny_denoiser, tiny_unet
+from conftest import generators, tiny_denoiser, tiny_unet, two_pixels
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 import fcs_lab
@@ -18,7 +18,6 @@ from fcs_lab.zoo import WEIGHTS
 F64 = torch.float64
 PEERS = [name for name in PEERS_BY_NAME if name != "psld"]  # which takes latent models
 BACKWARD = ("dps", "lgd_mc", "pigdm", "freedom")
-HIDDEN = torch.tensor([[False, True]])
 
 
 def peer(name):
@@ -64,10 +63,8 @@ POSTERIOR = {
 @pytest.mark.parametrize("name", PEERS)
 def test_against_a_known_posterior(name):
     options, mean_holds, deviation_holds = POSTERIOR[name]
-    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
     n = 1000
-    task = fcs_lab.Inpainting(torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1), HIDDEN)
+    model, task = two_pixels(n)
     found = peer(name)(model, task, generator=torch.Generator().manual_seed(0), progress=False, **options).x0[:, 0, 0]
     mean, deviation = found[:, 1].mean().item(), found[:, 1].std().item()
     within = 3.5 * deviation / n**0.5
@@ -79,9 +76,7 @@ def test_against_a_known_posterior(name):
 
 def test_resampling_is_what_makes_repaints_halves_agree():
     """Its paper's point: without it the hidden half hardly hears of the known one."""
-    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
-    task = fcs_lab.Inpainting(torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(1000, -1, -1, -1), HIDDEN)
+    model, task = two_pixels(1000)
     means = []
     for resamplings in (1, 10):
         result = baselines.repaint(
@@ -328,13 +323,13 @@ def test_the_singular_vectors_are_those_of_the_matrix():
         ),
     ]
     for task in tasks:
-        spectrum, n = task.singular(), 36 * task.shape[0]
-        V = spectrum.images(torch.eye(n, dtype=F64).reshape(n, *task.shape))
+        system, n = task.singular(), 36 * task.shape[0]
+        V = system.images(torch.eye(n, dtype=F64).reshape(n, *task.shape))
         assert torch.allclose(V.flatten(1) @ V.flatten(1).T, torch.eye(n, dtype=F64), atol=1e-6)
         AV = task.A(V).flatten(1)
-        assert torch.allclose(AV @ AV.T, torch.diag(spectrum.values.flatten() ** 2), atol=1e-6), type(task)
+        assert torch.allclose(AV @ AV.T, torch.diag(system.values.flatten() ** 2), atol=1e-6), type(task)
         x = torch.randn(2, *task.shape, generator=generator, dtype=F64)
-        assert torch.allclose(spectrum.images(spectrum.coefficients(x)), x, atol=1e-6)
+        assert torch.allclose(system.images(system.coefficients(x)), x, atol=1e-6)
     large = torch.zeros(1, 1, 66, 66)
     with pytest.raises(ValueError, match="have 4356 numbers each; the singular vectors of an operator of one's own"):
         fcs_lab.LinearConstraint(lambda x: 2 * x, lambda y: 2 * y, large).singular()
@@ -346,21 +341,16 @@ NOISY = {"ddrm": (0.217, 0.149), "diffpir": (0.212, 0.146), "daps": (0.221, 0.16
 
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_in_the_measurements_is_heeded(name):
-    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
-    image = torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(1000, -1, -1, -1)
+    model, task = two_pixels(1000, noise_std=0.2)
     generator = torch.Generator().manual_seed(0)
-    task = fcs_lab.Inpainting(image, HIDDEN, noise_std=0.2)
     found = peer(name)(model, task, num_inference_steps=200, generator=generator, progress=False).x0[:, 0, 0].mean(0)
     assert (found - torch.tensor([0.208, 0.166], dtype=F64)).abs().max() < 0.04
     with pytest.raises(ValueError, match="noise_std is -1; expected a number of at least 0"):
-        fcs_lab.Inpainting(image, HIDDEN, noise_std=-1)
+        two_pixels(1, noise_std=-1)
 
 
 def test_langevin_steps_are_what_makes_lanpaints_halves_agree():
-    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
-    task = fcs_lab.Inpainting(torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(1000, -1, -1, -1), HIDDEN)
+    model, task = two_pixels(1000)
     means = []
     for n in (0, 10):
         result = baselines.lanpaint(

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import generators, tiny_denoiser
+from conftest import generators, tiny_denoiser, two_pixels
 from diffusers import StableDiffusionPipeline
 
 import fcs_lab
@@ -14,14 +14,6 @@ from fcs_lab.zoo import WEIGHTS
 
 F64 = torch.float64
 RIGHT = (torch.arange(32) >= 16).expand(32, 32)
-
-
-def two_pixels(n: int):
-    """Two pixels with a correlation of 0.8 and a standard deviation of 0.3; the first is 0.3."""
-    covariance = 0.09 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=F64), covariance[None])
-    image = torch.tensor([0.3, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
-    return model, fcs_lab.Inpainting(image, torch.tensor([[False, True]]))
 
 
 def test_against_a_known_posterior():

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fcs_lab.checks import check_count, check_flag, check_number, describe
+from fcs_lab.baselines.frame import on_images
+from fcs_lab.checks import check_count, check_number
 from fcs_lab.constraints import (
     Blur,
     Constraint,
     Inpainting,
     LinearConstraint,
     SuperResolution,
-    for_channels,
-    needs,
     upsample,
 )
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, as_model
-from fcs_lab.sampler import Result, check_task
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.sampler import Result
 
 __all__ = ["bicubic", "biharmonic", "richardson_lucy", "total_variation", "wiener"]
 
@@ -48,7 +47,7 @@ def biharmonic(model: Denoiser | None, task: Inpainting, *, progress: bool = Tru
         ImportError: scikit-image is not installed.
     """
     restoration = _restoration()
-    task = _checked(model, task, Inpainting, progress)
+    task = on_images(model, task, Inpainting, progress)
 
     def one(y: np.ndarray, i: int) -> np.ndarray:
         hidden = task.mask.expand(len(task.y), -1, -1, -1)[i, 0].cpu().numpy()
@@ -83,7 +82,7 @@ def total_variation(
     check_count("num_inference_steps", num_inference_steps, 1, 10_000)
     check_number("weight", weight, 1e-6)
     restoration = _restoration()
-    task = _checked(model, task, LinearConstraint, progress)
+    task = on_images(model, task, LinearConstraint, progress)
     gain = _squared_norm(task)
     x = task.A_adjoint(task.y) / gain
     for _ in tqdm(range(num_inference_steps), desc="total_variation", disable=not progress):
@@ -111,7 +110,7 @@ def wiener(model: Denoiser | None, task: Blur, *, balance: float = 0.01, progres
     """
     check_number("balance", balance, 0)
     restoration = _restoration()
-    task = _checked(model, task, Blur, progress)
+    task = on_images(model, task, Blur, progress)
     kernel = task.kernel.double().numpy()
     return _deblurred(task, lambda y: restoration.wiener(y, kernel, balance, clip=False), "wiener", progress)
 
@@ -133,7 +132,7 @@ def richardson_lucy(model: Denoiser | None, task: Blur, *, num_inference_steps: 
     """
     check_count("num_inference_steps", num_inference_steps, 1, 10_000)
     restoration = _restoration()
-    task = _checked(model, task, Blur, progress)
+    task = on_images(model, task, Blur, progress)
     kernel = task.kernel.double().numpy()
     if (kernel < 0).any():
         raise ValueError("the task's kernel has negative values; Richardson and Lucy's iteration takes none")
@@ -159,7 +158,7 @@ def bicubic(model: Denoiser | None, task: SuperResolution, *, progress: bool = T
     Raises:
         TypeError: Another task.
     """
-    task = _checked(model, task, SuperResolution, progress)
+    task = on_images(model, task, SuperResolution, progress)
     return _result(task, upsample(task.y, task.factor))
 
 
@@ -171,15 +170,6 @@ def _restoration() -> Any:
             'scikit-image is not installed; it comes with the extra "study": pip install "fcs-lab[study]"'
         ) from error
     return restoration
-
-
-def _checked(model: Denoiser | None, task: Any, kind: type[LinearConstraint], progress: bool) -> Any:
-    check_flag("progress", progress)
-    check_task(task)
-    if not isinstance(task, kind):
-        raise TypeError(f"task is {describe(task)}; this method takes fcs_lab.{kind.__name__}")
-    needs(task, ("A", "A_adjoint", "y"))
-    return task if model is None else for_channels(task, as_model(model).image_shape[0])
 
 
 def _each(restore: Callable[[np.ndarray, int], np.ndarray], task: LinearConstraint, name: str, progress: bool) -> Result:

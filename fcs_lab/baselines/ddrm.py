@@ -58,24 +58,22 @@ def ddrm_peer(eta: float | None = None, eta_b: float = 1.0) -> Peer:
     check_number("eta_b", eta_b, 0, 1)
 
     def method(x: Tensor, watch: Watch) -> Method:
-        task, spectrum = watch.task, watch.task.singular()
-        seen = spectrum.values > 0
-        y = spectrum.coefficients(task.pinv(task.y))
+        task, system = watch.task, watch.task.singular()
+        seen = system.values > 0
+        y = system.coefficients(task.pinv(task.y))
         η = eta if eta is not None else 0.85 if task.noise_std else 1.0
-        σ = task.noise_std / spectrum.values.where(seen, 1)
+        σ = task.noise_std / system.values.where(seen, 1)
         for i, t in enumerate(watch.schedule.timesteps):
             a, s = watch.schedule.levels[i + 1]
             x0 = clipped((yield x, t), watch)
-            c0 = spectrum.coefficients(x0)
+            c0 = system.coefficients(x0)
             known = seen & (a * σ <= s)
             mixed = torch.where(known, (1 - eta_b) * c0 + eta_b * y, c0)
-            x = watch.step(i, x, x0, moved=spectrum.images(mixed), sigma=η * s)
-            z = spectrum.coefficients(watch.noise(x))
-            c = torch.where(
-                known, a * mixed + (s**2 - (a * eta_b * σ) ** 2).clamp_min(0).sqrt() * z, spectrum.coefficients(x)
-            )
+            x = watch.step(i, x, x0, moved=system.images(mixed), sigma=η * s)
+            z = system.coefficients(watch.noise(x))
+            c = torch.where(known, a * mixed + (s**2 - (a * eta_b * σ) ** 2).clamp_min(0).sqrt() * z, system.coefficients(x))
             drawn = a * c0 + s * ((1 - η**2) ** 0.5 * (y - c0) / σ.clamp_min(1e-12) + η * z)
-            x = spectrum.images(torch.where(seen & ~known, drawn, c))
+            x = system.images(torch.where(seen & ~known, drawn, c))
         return x
 
     return Peer("ddrm", method, ("singular", "pinv", "y", "noise_std"))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fcs_lab.checks import check_count, check_flag, check_generator, check_number
-from fcs_lab.constraints import Constraint, for_channels, needs
+from fcs_lab.baselines.frame import on_images
+from fcs_lab.checks import check_count, check_generator, check_number
+from fcs_lab.constraints import LinearConstraint
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, as_model
-from fcs_lab.sampler import Result, check_task
+from fcs_lab.denoisers import Denoiser
+from fcs_lab.sampler import Result
 from fcs_lab.trace import TraceEntry
 
 __all__ = ["deep_image_prior"]
@@ -21,7 +22,7 @@ __all__ = ["deep_image_prior"]
 @ordinary()
 def deep_image_prior(
     model: Denoiser | None,
-    task: Constraint,
+    task: LinearConstraint,
     *,
     num_inference_steps: int = 300,
     learning_rate: float = 0.01,
@@ -33,7 +34,7 @@ def deep_image_prior(
 
     Args:
         model: None, or one whose images have the channels that are wanted; it is not evaluated.
-        task: Any with an error e, on images (C, H, W) whose sides are multiples of 8, larger than 8×8.
+        task: Any linear one, on images (C, H, W) whose sides are multiples of 8, larger than 8×8.
         num_inference_steps: Adam's steps, each a forward and a backward pass of the small net; when to stop is all the prior
             there is.
         learning_rate: Adam's.
@@ -51,13 +52,8 @@ def deep_image_prior(
     check_count("num_inference_steps", num_inference_steps, 1, 100_000)
     check_number("learning_rate", learning_rate, 0, 1)
     check_count("width", width, 1, 1024)
-    check_flag("progress", progress)
     check_generator(generator)
-    check_task(task)
-    if task is None:
-        raise TypeError("task is None; expected a constraint")
-    needs(task, ("A", "y"))
-    task = task if model is None else for_channels(task, as_model(model).image_shape[0])
+    task = on_images(model, task, LinearConstraint, progress)
     C, H, W = task.shape
     if H % 8 or W % 8 or H * W < 128:
         raise ValueError(f"the task's images are {H}×{W}; expected multiples of 8, and more than 8×8")
@@ -93,7 +89,7 @@ def deep_image_prior(
     return Result(x0, task.finish(x0.clamp(-1, 1)), trace, 0.0, 0.0)
 
 
-def _only(task: Constraint, i: int) -> Constraint:
+def _only(task: LinearConstraint, i: int) -> LinearConstraint:
     """The task of its i-th image."""
     one = copy.copy(task)
     n = task.batch_size

@@ -12,9 +12,10 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from fcs_lab.algorithm import Method
-from fcs_lab.constraints import Constraint, needs
-from fcs_lab.denoisers import Denoiser
-from fcs_lab.sampler import Result, drive
+from fcs_lab.checks import check_flag, describe
+from fcs_lab.constraints import Constraint, LinearConstraint, for_channels, needs
+from fcs_lab.denoisers import Denoiser, as_model
+from fcs_lab.sampler import Result, check_task, drive
 from fcs_lab.trace import Callback, Watch
 
 __all__ = [
@@ -22,8 +23,8 @@ __all__ = [
     "RunOptions",
     "Settings",
     "clipped",
-    "needs",
     "noised_back",
+    "on_images",
     "one_a_timestep",
     "per_image_norm",
     "repeated",
@@ -46,14 +47,12 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
-def once(T: int) -> list[int]:
-    """The plan of a method with one evaluation a timestep."""
-    return list(range(T))
-
-
 def repeated(evaluations: int) -> Callable[[int], list[int]]:
     """The plan of a method that evaluates the network so many times at each timestep."""
     return lambda T: [i for i in range(T) for _ in range(evaluations)]
+
+
+ONCE = repeated(1)
 
 
 def one_a_timestep(evaluations: int) -> Settings:
@@ -71,7 +70,7 @@ class Peer:
     timesteps of the schedule."""
     needs: tuple[str, ...] = ()
     """What of a task it uses besides the error."""
-    plan: Callable[[int], list[int]] = once
+    plan: Callable[[int], list[int]] = ONCE
     """T' -> of each of its evaluations, in order, the timestep's place in the schedule."""
     differentiates: bool = False
     """Whether it takes derivatives of the network, which a pipeline has not to give."""
@@ -113,6 +112,19 @@ def run(
         keep_graph=peer.differentiates,
         **options,
     )
+
+
+def on_images(model: Denoiser | None, task: Any, kind: type[LinearConstraint], progress: bool) -> Any:
+    """The task of a method that asks no model, with the channels of the model's images, if there is one.
+
+    Raises:
+        TypeError: It is not of the kind, or `progress` is no flag.
+    """
+    check_flag("progress", progress)
+    check_task(task)
+    if not isinstance(task, kind):
+        raise TypeError(f"task is {describe(task)}; this method takes fcs_lab.{kind.__name__}")
+    return task if model is None else for_channels(task, as_model(model).image_shape[0])
 
 
 def clipped(x0: Tensor, watch: Watch) -> Tensor:

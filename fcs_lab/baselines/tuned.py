@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcs_lab.algorithm import Method
 from fcs_lab.baselines.frame import Peer, clipped, run
 from fcs_lab.checks import check_number, describe
-from fcs_lab.constraints import Constraint, Inpainting, needs
+from fcs_lab.constraints import Inpainting, for_channels
 from fcs_lab.denoisers import InpaintingDenoiser
 from fcs_lab.latent import network_of
 from fcs_lab.sampler import Result, check_task
@@ -56,6 +56,7 @@ def tuned(
             f"model is {describe(model)}; expected one that is tuned to inpainting: fcs_lab.load('mnist-inpainting'), or a "
             "diffusers inpainting pipeline"
         )
+    task = for_channels(task, model.shape[0])
     given = model.given(task.known.to(model.device), task.y.to(model.device))
 
     def method(x: Tensor, watch: Watch) -> Method:
@@ -70,8 +71,7 @@ def tuned(
     return run(given, task, Peer("tuned", method, ("known", "y")), num_inference_steps, **options)
 
 
-def _by_pipeline(pipe: DiffusionPipeline, task: Constraint, num_inference_steps: int, options: dict[str, Any]) -> Result:
-    needs(task, ("known", "y"))
+def _by_pipeline(pipe: DiffusionPipeline, task: Inpainting, num_inference_steps: int, options: dict[str, Any]) -> Result:
     calls: list[int] = []
     network: nn.Module = network_of(pipe)
     hook = network.register_forward_hook(lambda *_: calls.append(1))

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from fcs_lab.denoisers import InpaintingDenoiser, UNetDenoiser
+from fcs_lab.denoisers import InpaintingDenoiser, UNetDenoiser, is_tuned
 from fcs_lab.sampler import sample
 from fcs_lab.training.loop import optimize, write_sheet
 from fcs_lab.training.masks import draw_masks
@@ -125,7 +125,7 @@ def train(
     if recipe.start_from is not None:
         _begin_as(unet, load(recipe.start_from, device=device).unet)
     scheduler = DDPMScheduler(**recipe.scheduler)
-    tuned = unet.config.in_channels != unet.config.out_channels
+    tuned = is_tuned(unet)
 
     def loss_of(generator: torch.Generator) -> Tensor:
         x_0 = images[torch.randint(len(images), (recipe.batch_size,), generator=generator)].to(device)

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fcs_lab.baselines import METHODS as METHODS_BY_NAME
-from fcs_lab.baselines import WITHOUT_MODEL
+from fcs_lab.baselines import METHODS, WITHOUT_MODEL
 from fcs_lab.constraints import Inpainting
 from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, as_model
@@ -21,7 +20,7 @@ from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, METHODS, SamplerLab
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab
 from fcs_lab.zoo import load
 
 __all__ = ["InpaintingLab"]
@@ -67,7 +66,9 @@ class InpaintingLab(SamplerLab):
         latent = as_model(self.model).num_prompts is not None
         tuned_to = self.model.shape == (1, 32, 32) and not latent
         left_out = {*(() if latent else ("psld",)), *(() if tuned_to else ("tuned",))}
-        self.direction = self._direction_menu(*DIRECTIONS, *(name for name in METHODS if name not in left_out))
+        self.direction = self._direction_menu(
+            *DIRECTIONS, *(name for name in OTHERS if name not in left_out), description="method"
+        )
         self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps K")
         self.step_size = control(
@@ -227,7 +228,7 @@ class InpaintingLab(SamplerLab):
         for method, own in settings.items():
             self.status.value = f"{method} …"
             asked = load("mnist-inpainting", device=model.device) if method == "tuned" else model
-            self.results[method] = METHODS_BY_NAME[method](asked, task, **own)
+            self.results[method] = METHODS[method](asked, task, **own)
             if self._stopping.is_set():
                 break
         self._show_results(task)

@@ -26,7 +26,7 @@ DIRECTIONS = {
     "identity": "identity: e",
     "exact": "exact: J⁻¹ e, regularised (slow)",
 }
-METHODS = {
+OTHERS = {
     "fast": "fast: one J e a timestep",
     "repaint": "RePaint",
     "ddnm": "DDNM",
@@ -181,10 +181,10 @@ class SamplerLab(widgets.VBox):
         layout = widgets.Layout(width="330px")
         return kind(*values, description=description, style={"description_width": "105px"}, layout=layout, **options)
 
-    def _direction_menu(self, *names: str) -> widgets.Dropdown:
-        labels = DIRECTIONS | METHODS
+    def _direction_menu(self, *names: str, description: str = "direction") -> widgets.Dropdown:
+        labels = DIRECTIONS | OTHERS
         options = [(labels[name], name) for name in names]
-        return self._control(widgets.Dropdown, options=options, description="method" if "ddnm" in names else "direction")
+        return self._control(widgets.Dropdown, options=options, description=description)
 
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:

@@ -117,12 +117,12 @@ def settings_of(method: str, evaluations: int) -> dict:
         return {}
     if method == "newton 10×3":
         return {"num_inference_steps": 10, "inner_steps": 3}
-    return budget(method.split(",")[0], evaluations)
+    return budget("newton" if method in VARIANTS else method, evaluations)
 
 
 def defaults_of(method: str) -> dict:
     """Its own arguments where nothing is given, which are part of what a cell is."""
-    call = fast if method == "fast" else METHODS[method.split(",")[0].split()[0]]
+    call = fast if method == "fast" else (METHODS | VARIANTS)[method]
     parameters = inspect.signature(call).parameters.values()
     return {p.name: p.default for p in parameters if isinstance(p.default, int | float) and not isinstance(p.default, bool)}
 
@@ -141,6 +141,10 @@ def newton_all_fresh(model, task, *, num_inference_steps: int, inner_steps: int,
         return algorithm_1(x, schedule.timesteps, watch.λ, watch.error, watch.direction, step)
 
     return drive(model, task, method, num_inference_steps=num_inference_steps, **options)
+
+
+VARIANTS = {"newton, all noise fresh": newton_all_fresh, "newton 10×3": METHODS["newton"]}
+"""Of Algorithm 1, by the names that rows have."""
 
 
 def make_task(name: str, truth: Tensor) -> tuple[Constraint, Tensor]:
@@ -166,8 +170,7 @@ def measure(method: str, settings: dict, subject: Subject, name: str) -> dict:
     drawn = method not in WITHOUT_MODEL or method == "deep_image_prior"
     options = {"generator": [torch.Generator().manual_seed(SEED + i) for i in range(len(truth))]} if drawn else {}
     start = time.perf_counter()
-    call = newton_all_fresh if "fresh" in method else METHODS[method.split()[0]]
-    result = call(model, task, progress=False, **options, **settings)
+    result = (METHODS | VARIANTS)[method](model, task, progress=False, **options, **settings)
     seconds = time.perf_counter() - start
     images = result.images.cpu()
     return {

@@ -98,7 +98,8 @@ def constrained(
         raise TypeError(f"layout is {layout!r}; expected a fcs_lab.Layout(unpack, pack)")
     check_task(task)
     own = {"inner_steps": inner_steps, "step_size": step_size, "fd_step": fd_step, "eta": eta}
-    check_preset(preset, own | {"method": None if method == "newton" else method} | settings, task)
+    is_default = isinstance(method, str) and method == "newton"
+    check_preset(preset, own | {"method": None if is_default else method} | settings, task)
     given = {name: value for name, value in own.items() if value is not None} | settings
     peer = None
     if preset is not None:

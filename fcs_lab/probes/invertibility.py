@@ -60,11 +60,11 @@ class Solve:
     """‖x̂_0(x_t + δ) − x̂_0(x_t) − move‖ / ‖move‖."""
     removable: float
     """Share of that residual which a step of length ‖δ‖ = √D (the length of the noise) could take off, to first order:
-    √D ‖Jᵀρ‖/‖ρ‖². Below 0.05 the residual ρ is at a minimum. 0 if solved, NaN if it cannot be told."""
+    √D ‖Jᵀr‖/‖r‖² of the residual r. Below 0.05 ‖r‖ is at a minimum. 0 if solved, NaN if it cannot be told."""
     delta: Tensor = field(repr=False)
     """δ, (1, C, H, W)."""
     stretch: float
-    """‖Δx̂_0‖/‖Δx_t‖ from x_t to x_t + δ; NaN if δ = 0."""
+    """The difference quotient ‖Δx̂_0‖/‖Δx_t‖ from x_t to x_t + δ; NaN if δ = 0."""
     disagreement: float
     """Largest ‖δ_i − δ_j‖ among the starts that were solved, relative to the largest ‖δ_i‖; NaN if fewer than two were.
     Near 0: one solution. Near 1: x̂_0 does not tell apart points as far from each other as from x_t."""
@@ -112,7 +112,7 @@ class Invertibility:
     """What `measure_invertibility` returns. `print` shows it as a table."""
 
     radius: float
-    """ε: the least of the directions' radii, in ‖·‖_2 of x̂_0. An estimate: directions that were not tried may do worse, and
+    """The least of the directions' radii, in ‖·‖_2 of x̂_0. An estimate: directions that were not tried may do worse, and
     where the next r ended "not converged", a better solver might get further."""
     limited: bool
     """No direction failed up to the largest r asked for."""
@@ -120,7 +120,7 @@ class Invertibility:
     """The ball test in each: "e", "random 1", …, "+leading 1", "−leading 1", … and "+trailing 1", … (left singular
     vectors of J, whose sign means nothing: so both)."""
     stretch: tuple[float, float]
-    """Least and greatest ‖Δx̂_0‖/‖Δx_t‖ over all solutions; NaN without any."""
+    """Least and greatest difference quotient ‖Δx̂_0‖/‖Δx_t‖ over all solutions; NaN without any."""
     singular_values: np.ndarray | None = field(repr=False)
     """Of J at x_t, largest first (D,); None without a dense float64 J."""
     condition_number: float | None
@@ -145,7 +145,8 @@ class Invertibility:
         if self.condition_number is not None:
             lines.append(f"condition number of J {self.condition_number:.3g}, smallest σ {self.singular_values[-1]:.3g}")
         lines.append(
-            f"ε {'≥' if self.limited else '≈'} {self.radius:.4g}; stretch {self.stretch[0]:.3g} to {self.stretch[1]:.3g}"
+            f"radius of the ball {'≥' if self.limited else '≈'} {self.radius:.4g}; "
+            f"‖Δx̂_0‖/‖Δx_t‖ from {self.stretch[0]:.3g} to {self.stretch[1]:.3g}"
         )
         return "\n".join(lines)
 
@@ -306,9 +307,9 @@ def find_displacement(
 ) -> Solve:
     """δ with x̂_0(x_t + δ) = x̂_0(x_t) + move, by an inexact Newton method: the equation that δ = J⁻¹ e solves to first order.
 
-    Each iteration solves J s = ρ for the residual ρ by GMRES (to a tenth; products of J by finite differences with the
-    step that the dtype needs, SciPy's own would be noise in float32), and halves s until ‖ρ‖ falls. Where no start is
-    solved, a backward pass tells a minimum of ‖ρ‖ (Jᵀρ = 0, "no solution") from a solver that gave up ("not converged").
+    Each iteration solves J s = r for the residual r by GMRES (to a tenth; products of J by finite differences with the
+    step that the dtype needs, SciPy's own would be noise in float32), and halves s until ‖r‖ falls. Where no start is
+    solved, a backward pass tells a minimum of ‖r‖ (Jᵀr = 0, "no solution") from a solver that gave up ("not converged").
     That is evidence from where the starts led, not a proof.
 
     Args:
@@ -468,7 +469,7 @@ def _newton_krylov(
         M = aslinearoperator(
             eye_array(x_t.numel(), dtype=J.dtype) if preconditioner is None else preconditioner.astype(J.dtype)
         )
-        # From the right, so that GMRES minimises ‖J s − ρ‖ itself and any progress is a way down.
+        # From the right, so that GMRES minimises ‖J s − r‖ itself and any progress is a way down.
         z, _ = gmres(J @ M, residual.flatten().cpu().numpy(), rtol=0.1, restart=min(krylov, x_t.numel()), maxiter=1)
         step = J.image(M @ z)
         for scale in 0.5 ** np.arange(10):

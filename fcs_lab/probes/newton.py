@@ -1,7 +1,8 @@
 """How much of the error e a step leaves, to first order: the paper's λ J e, the gradient's λ Jᵀ e, and λ J⁻¹ e.
 
 Newton for the system x̂_0(x_t + δ) = x̂_0(x_t) + e solves J δ = e. A step δ that solves it only in part is an *inexact*
-Newton step, and ‖e − J δ‖/‖e‖ is its forcing term (Dembo, Eisenstat, Steihaug 1982): below 1 it makes headway.
+Newton step, r = e − J δ its residual, and ω = ‖r‖/‖e‖ its forcing term (Dembo, Eisenstat, Steihaug 1982): below 1 it makes
+headway.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ForcingTerm:
     step_sizes: np.ndarray
     """λ, (L,)."""
     forcing: dict[str, np.ndarray]
-    """Step -> ‖e − λ J d‖/‖e‖, (L,)."""
+    """Step -> ω = ‖e − λ J d‖/‖e‖, (L,)."""
     best_step_size: dict[str, float]
     """Step -> the λ of the least forcing term, ⟨e, J d⟩/‖J d‖²; at most 0 where no step along d makes headway."""
     best_forcing: dict[str, float]
@@ -56,7 +57,7 @@ class ForcingBound:
     bound: np.ndarray
     """max |1 − λμ²| over the eigenvalues μ of J, (L,): the paper's."""
     norm: np.ndarray
-    """‖I − λJ²‖_2, (L,): the forcing term of the worst e. Equal to `bound` for normal J."""
+    """‖I − λJ²‖_2, (L,): the forcing term ω of the worst e. Equal to `bound` for normal J."""
     worst: np.ndarray
     """That e, of norm 1, (L, D)."""
     eigenvalues: np.ndarray
@@ -92,7 +93,7 @@ def measure_forcing_term(
     max_iterations: int = 50,
     within: Tensor | None = None,
 ) -> ForcingTerm:
-    """‖e − λ J d‖/‖e‖ for d = J e, Jᵀ e and J⁻¹ e (paper, the inexact Newton step).
+    """ω = ‖e − λ J d‖/‖e‖ for d = J e, Jᵀ e and J⁻¹ e (paper, the inexact Newton step).
 
     For the first it is ‖(I − λ J J) e‖/‖e‖, for the second ‖(I − λ J Jᵀ) e‖/‖e‖. The products are of forward and reverse
     mode, and one of each d serves every λ.

@@ -27,11 +27,14 @@ class Spectrum:
     symmetric: np.ndarray
     """Eigenvalues of (J + Jᵀ)/2, real."""
     skew: np.ndarray
-    """Eigenvalue magnitudes of (J − Jᵀ)/2; the eigenvalues are imaginary and come in pairs ±iω."""
+    """Eigenvalue magnitudes of (J − Jᵀ)/2; the eigenvalues are imaginary and come in pairs ±iν."""
     singular_values: np.ndarray
     """σ of J."""
     effective_rank: float
-    """(Σ σ²)² / Σ σ⁴, the participation ratio: r for r equal singular values and otherwise zeros; 0 where J = 0."""
+    """(Σ σ²)² / Σ σ⁴, the participation ratio of the σ²: n for n equal singular values and otherwise zeros; 0 where J = 0.
+
+    One of several numbers that go by this name. It is not the stable rank ‖J‖_F²/‖J‖_2² = Σ σ² / σ_max², which is never
+    larger."""
     negative_fraction: float | None
     """The part of the D eigenvalues of (J + Jᵀ)/2 that are negative beyond rounding; None unless J is a matrix."""
     exact: bool

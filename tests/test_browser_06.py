@@ -42,6 +42,13 @@ def test_choose_a_factor_press_run_see_the_result(lab, page):  # noqa: F811
 
     page.locator("select").filter(has_text="×8").select_option(label="×8")
     page.get_by_text("4×4 pixels").wait_for()
+    page.get_by_text("λ, last – first").wait_for()
+    page.locator("select").filter(has_text="the dtype's").select_option(label="0.05")
+    noise = page.locator(".widget-slider", has_text="noise σ_y").locator(".noUi-handle")
+    noise.click()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("4×4 pixels, σ_y = 0.05").wait_for()
+    shot(page, "06_noisy")
     timesteps = page.locator(".widget-slider", has_text="timesteps").locator(".noUi-handle")
     timesteps.click()
     page.keyboard.press("Home")

@@ -24,7 +24,8 @@ def finished(lab):
 
 
 def test_run_is_sample_with_the_settings_shown(lab):
-    lab.example.value, lab.factor.value, lab.seed.value, lab.step_size.value = 1, 2, 5, 0.3
+    lab.example.value, lab.factor.value, lab.seed.value, lab.step_size.value = 1, 2, 5, (0.1, 0.3)
+    lab.fd_step.value, lab.eta.value = 0.05, 0.5
     lab.run_button.click()
     finished(lab)
     task = fcs_lab.SuperResolution(fcs_lab.downsample(lab.images[1:2], 2), 2)
@@ -33,7 +34,9 @@ def test_run_is_sample_with_the_settings_shown(lab):
         task,
         num_inference_steps=3,
         inner_steps=2,
-        step_size=0.3,
+        step_size=(0.3, 0.1),
+        fd_step=0.05,
+        eta=0.5,
         generator=torch.Generator().manual_seed(5),
         progress=False,
     )
@@ -50,6 +53,35 @@ def test_the_sampler_may_be_told_of_another_operator(lab):
     assert torch.allclose(task.A(large), fcs_lab.downsample(large, 4))
     lab.assumed.value = "the same"
     assert torch.allclose(lab.task.A(large), task.y)
+
+
+def test_what_is_given_may_be_noisy(lab):
+    clean, picture = lab.task, lab.small_picture.value
+    lab.noise_std.value = 0.2
+    task = lab.task
+    assert task.noise_std == 0.2 and clean.noise_std == 0
+    assert (task.y - clean.y).std() == pytest.approx(0.2, rel=0.5)
+    assert torch.equal(task.y, lab.task.y), "the same noise each time"
+    assert lab.small_caption.value == "4×4 pixels, σ_y = 0.2" and lab.small_picture.value != picture
+    lab.run_button.click()
+    finished(lab)
+    assert lab.status.value == "done (newton: 15 evaluations)"
+    measured = fcs_lab.metrics.data_consistency(task, lab.result.images).item()
+    assert lab.result_caption.value.endswith(f"A x − y: {measured:.4f} rms"), "against the noisy y"
+
+
+def test_the_defaults_are_the_samplers_own(lab):
+    lab.run_button.click()
+    finished(lab)
+    generator = torch.Generator().manual_seed(0)
+    settings = {"num_inference_steps": 3, "inner_steps": 2, "step_size": 0.1, "generator": generator, "progress": False}
+    assert torch.equal(lab.result.images, fcs_lab.sample(lab.model, lab.task, **settings).images)
+
+
+def test_h_is_asked_for_where_there_is_a_difference(lab):
+    assert lab.fd_step.layout.display != "none"
+    lab.direction.value = "identity"
+    assert lab.fd_step.layout.display == "none" and lab.eta.layout.display != "none"
 
 
 def test_what_is_given_is_shown_at_once(lab):

@@ -69,19 +69,8 @@ class InpaintingLab(SamplerLab):
         self.direction = self._direction_menu(
             *DIRECTIONS, *(name for name in OTHERS if name not in left_out), description="method"
         )
-        self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
-        self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps K")
-        self.step_size = control(
-            widgets.FloatRangeSlider, value=(0.1, 0.5), min=0, max=2, step=0.05, description="λ, last – first"
-        )
-        self.fd_step = control(
-            widgets.Dropdown,
-            options=[("the dtype's", None), *((str(h), h) for h in (0.0005, 0.005, 0.05, 0.3, 1.0))],
-            index=0,
-            description="difference h",
-        )
+        self._algorithm_controls(inner_steps=5, step_size=(0.1, 0.5), max=2, step=0.05)
         self.regularization = control(widgets.FloatLogSlider, 0.1, min=-3, max=1, step=0.25, description="regularisation")
-        self.eta = control(widgets.FloatSlider, 1.0, min=0, max=1, step=0.05, description="η")
         self.prompt = control(widgets.Text, description="prompt")
         self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance s")
         self.compare_button = widgets.Button(
@@ -211,16 +200,10 @@ class InpaintingLab(SamplerLab):
             "generator": torch.Generator().manual_seed(self.seed.value),
             "callback_on_step_end": self._after_timestep(method),
         }
-        if method in ("fast", *DIRECTIONS):
+        if method == "fast":
             settings["fd_step"] = self.fd_step.value
         if method in DIRECTIONS:
-            last, first = self.step_size.value
-            settings |= {
-                "inner_steps": self.inner_steps.value,
-                "step_size": (first, last),
-                "regularization": self.regularization.value,
-                "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
-            }
+            settings |= self._algorithm_settings() | {"regularization": self.regularization.value}
         return settings
 
     def _work(self, model: Denoiser, task: Inpainting, settings: dict[str, dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as widgets
 from PIL import Image
@@ -49,6 +50,8 @@ OTHERS = {
     "total_variation": "total variation (no model)",
 }
 """The others that inpaint, by their names in `fcs_lab.baselines.METHODS`."""
+FD_STEPS = [("the dtype's", None), *((str(h), h) for h in (0.0005, 0.005, 0.05, 0.3, 1.0))]
+"""h in the menu."""
 
 
 class SamplerLab(widgets.VBox):
@@ -185,6 +188,27 @@ class SamplerLab(widgets.VBox):
         labels = DIRECTIONS | OTHERS
         options = [(labels[name], name) for name in names]
         return self._control(widgets.Dropdown, options=options, description=description)
+
+    def _algorithm_controls(self, inner_steps: int, step_size: tuple[float, float], **step_size_range: float) -> None:
+        """Make the controls of Algorithm 1: timesteps, K, λ_1 … λ_K, h and η. `step_size` is (last, first), as λ falls."""
+        control = self._control
+        self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
+        self.inner_steps = control(widgets.IntSlider, inner_steps, 0, 20, description="inner steps K")
+        self.step_size = control(
+            widgets.FloatRangeSlider, value=step_size, min=0, description="λ, last – first", **step_size_range
+        )
+        self.fd_step = control(widgets.Dropdown, options=FD_STEPS, index=0, description="difference h")
+        self.eta = control(widgets.FloatSlider, 1.0, min=0, max=1, step=0.05, description="η")
+
+    def _algorithm_settings(self) -> dict[str, Any]:
+        """What those controls say, as arguments of `sample`; the number of timesteps aside."""
+        last, first = self.step_size.value
+        return {
+            "inner_steps": self.inner_steps.value,
+            "step_size": (first, last),
+            "fd_step": self.fd_step.value,
+            "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
+        }
 
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:

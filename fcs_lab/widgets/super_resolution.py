@@ -27,7 +27,8 @@ SAME = "the same"
 class SuperResolutionLab(SamplerLab):
     """Choose an image and a factor, reduce it, and have the model make it large again.
 
-    The image may be reduced by one operator and the sampler told of another. Sampling runs in a thread of its own; Stop
+    The image may be reduced by one operator and the sampler told of another, and noise may be added to what is given: of
+    standard deviation σ_y, which a task has as its `noise_std`. Sampling runs in a thread of its own; Stop
     leaves the partial result. `run`, `stop` and `wait` do from code what the buttons do, `result` is what they left.
 
     Args:
@@ -68,20 +69,21 @@ class SuperResolutionLab(SamplerLab):
         self.reduced_by = control(widgets.Dropdown, options=OPERATORS, description="reduced by")
         self.assumed = control(widgets.Dropdown, options=[SAME, *OPERATORS],
                                description="A assumes")  # fmt: skip
+        self.noise_std = control(widgets.FloatSlider, 0.0, min=0, max=0.3, step=0.05, description="noise σ_y")
         self.direction = self._direction_menu("newton", "gradient", "identity")
-        self.num_inference_steps = control(widgets.IntSlider, 20, 1, 100, description="timesteps")
-        self.inner_steps = control(widgets.IntSlider, 10, 0, 20, description="inner steps K")
-        self.step_size = control(widgets.FloatSlider, 0.1, min=0, max=1, step=0.01, description="step length λ")
+        self._algorithm_controls(inner_steps=10, step_size=(0.1, 0.1), max=1, step=0.01)
         self.small_picture, self.bicubic_picture, self.truth_picture = (self._picture() for _ in range(3))
         self.small_caption, self.bicubic_caption, self.result_caption = (widgets.Label() for _ in range(3))
         self.scrubber.layout.width = "260px"
         self.curve = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start", display="none"))
 
         self.example.observe(lambda change: self._set_image(self.images[change["new"] : change["new"] + 1]), "value")
-        for chooser in (self.factor, self.reduced_by, self.assumed):
+        for chooser in (self.factor, self.reduced_by, self.assumed, self.noise_std):
             chooser.observe(self._show_input, "value")
-        left = [self.example, self.upload_image, self.factor, self.reduced_by, self.assumed]
-        right = [self.direction, self.num_inference_steps, self.inner_steps, self.step_size, self.seed]
+        self.direction.observe(self._show_what_applies, "value")
+        left = [self.example, self.upload_image, self.factor, self.reduced_by, self.assumed, self.noise_std]
+        right = [self.direction, self.num_inference_steps, self.inner_steps, self.step_size]
+        right += [self.fd_step, self.eta, self.seed]
         self.children = [
             widgets.HBox([widgets.VBox(left), widgets.VBox(right)]),
             widgets.HBox([self.run_button, self.stop_button, self.progress]),
@@ -103,19 +105,25 @@ class SuperResolutionLab(SamplerLab):
         """The constraint that the settings describe."""
         factor = self.factor.value
         low_res = downsample(self.image, factor, self.reduced_by.value)
+        noise = torch.randn(low_res.shape, generator=torch.Generator().manual_seed(0))  # the same for every σ_y
         assumed = self.reduced_by.value if self.assumed.value == SAME else self.assumed.value
-        return SuperResolution(low_res, factor, assumed)
+        sigma = self.noise_std.value
+        return SuperResolution(low_res + sigma * noise.to(low_res), factor, assumed, noise_std=sigma)
 
     def _set_image(self, image: Tensor) -> None:
         self.image = image
         self._show_input()
+
+    def _show_what_applies(self, _: object = None) -> None:
+        self.fd_step.layout.display = "" if self.direction.value == "newton" else "none"  # the others take no difference
 
     def _show_input(self, _: object = None) -> None:
         """Draw what is given, its bicubic enlargement and the truth."""
         task = self.task
         enlarged = upsample(task.y, task.factor)
         self.small_picture.value = png(to_pil(task.y)[0], self.zoom * task.factor)
-        self.small_caption.value = f"{task.y.shape[-2]}×{task.y.shape[-1]} pixels"
+        noise = f", σ_y = {task.noise_std:g}" if task.noise_std else ""
+        self.small_caption.value = f"{task.y.shape[-2]}×{task.y.shape[-1]} pixels{noise}"
         self.bicubic_picture.value = png(to_pil(enlarged)[0], self.zoom)
         self.bicubic_caption.value = _judged(task, enlarged, self.image)
         self.truth_picture.value = png(to_pil(self.image)[0], self.zoom)
@@ -127,10 +135,8 @@ class SuperResolutionLab(SamplerLab):
         settings = {
             "direction": self.direction.value,
             "num_inference_steps": self.num_inference_steps.value,
-            "inner_steps": self.inner_steps.value,
-            "step_size": self.step_size.value,
             "generator": torch.Generator().manual_seed(self.seed.value),
-        }
+        } | self._algorithm_settings()
         self.result, task, truth = None, self.task, self.image
         self.result_caption.value = ""
         self._start(lambda: self._work(task, truth, settings), settings["num_inference_steps"])

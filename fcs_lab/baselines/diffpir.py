@@ -28,9 +28,9 @@ def diffpir(
     zeta: float = 1.0,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """DiffPIR (Zhu et al., CVPR-W 2023, arXiv 2305.08995): x̂_0 ← argmin ‖y − A x‖²/2σ_y² + ρ_t/2 ‖x − x̂_0‖².
+    """DiffPIR (Zhu et al., CVPR-W 2023, arXiv 2305.08995): x̂_0 ← argmin ‖y − A x‖²/2σ_y² + w_t/2 ‖x − x̂_0‖².
 
-    ρ_t = λ a²/s²: the noisier x_t, the less x̂_0 counts. One evaluation a timestep.
+    w_t = λ a²/s²: the noisier x_t, the less x̂_0 counts. One evaluation a timestep.
 
     Args:
         model, task: As for `fcs_lab.sample`; the task is linear.

@@ -31,14 +31,14 @@ def freedom(
     eta: float = 1.0,
     **options: Unpack[RunOptions],
 ) -> Result:
-    """FreeDoM (Yu et al., ICCV 2023, arXiv 2303.09833): x ← step − ρ a ∇_{x_t} C(x̂_0), repeated in the schedule's middle.
+    """FreeDoM (Yu et al., ICCV 2023, arXiv 2303.09833): x ← step − c a ∇_{x_t} C(x̂_0), repeated in the schedule's middle.
 
     One evaluation and one backward pass each time.
 
     Args:
         model, task: As for `fcs_lab.sample`; any task that has an error e = −∂C/∂x̂_0.
         num_inference_steps: T'.
-        step_size: ρ.
+        step_size: c.
         travels: How often each step in the middle of the schedule (0.3 to 0.7 of it) is taken.
         eta: η of the step; 1 is DDPM's noise.
         **options: As for `fcs_lab.sample`.

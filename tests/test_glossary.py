@@ -13,7 +13,7 @@ ROWS = [[cell.strip() for cell in row] for row in ROWS]
 
 
 def text_of(path):
-    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    return " ".join(" ".join(cell.source for cell in nbformat.read(path, as_version=4).cells).split())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

@@ -32,9 +32,9 @@ LARGEST_RESIDUAL = 4.0  # of two images in [-1, 1], squared
 class LayersResult:
     """What `infer_layers` returns. For one composite there is no leading B."""
 
-    layers: Tensor
+    layers: Tensor = field(repr=False)
     """x_k (B, K, C, H, W) in [-1, 1], what is hidden in the composite included."""
-    masks: Tensor
+    masks: Tensor = field(repr=False)
     """m_k (B, K, H, W), at least 0, which sum to 1 over K."""
     trace: list[TraceEntry] = field(repr=False)
     """The sampler's own, of the batch of B·U layers that were sampled (U of K: not those that were known)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "masked_mse",
     "match_layers",
     "psnr",
+    "with_error",
 ]
 
 
@@ -153,6 +155,26 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
     G = len(sums)
     error = (G / (G - 1) * sums.square().sum()).sqrt() / len(values) if G > 1 else torch.tensor(torch.nan)
     return mean.item(), error.item()
+
+
+@ordinary()
+@typed
+def with_error(values: Tensor) -> str:
+    """The mean and its standard error in words: "0.165 ± 0.013 (n = 64)"; of Booleans, "84% ± 5% (n = 64)".
+
+    Args:
+        values: (n,), one of each image, with n of at least 2: of floating dtype, or Boolean.
+    """
+    if values.ndim != 1 or len(values) < 2 or not (values.is_floating_point() or values.dtype == torch.bool):
+        raise ValueError(f"values is {describe(values)}; expected at least two, (n,), floating or Boolean")
+    check_tensor("values", values, len(values), like="any")
+    v = values.double()
+    mean, error = v.mean().item(), v.std().item() / len(v) ** 0.5
+    if values.dtype == torch.bool:
+        return f"{mean:.0%} ± {error:.0%} (n = {len(v)})"
+    # As many digits as the error's first two need, and no more than six.
+    digits = min(6, max(0, 1 - math.floor(math.log10(error)))) if 0 < error < math.inf else 3
+    return f"{mean:.{digits}f} ± {error:.{digits}f} (n = {len(v)})"
 
 
 @ordinary()

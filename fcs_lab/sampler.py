@@ -33,7 +33,7 @@ StepSize = float | tuple[float, float] | Callable[[int, int], float]
 class Result:
     """What `sample` returns."""
 
-    x0: Tensor
+    x0: Tensor = field(repr=False)
     """The samples as the sampler left them (B, C, H, W), unclipped, latents of a latent model; of a run that was ended
     early, the last x̂_0."""
     images: Tensor = field(repr=False)

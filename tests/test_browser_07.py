@@ -10,8 +10,8 @@ lab, page = test_browser.lab, test_browser.page  # the fixtures
 
 
 def test_scribble_press_run_recompose(lab, page):
-    run_cells(page, lab, "07_layer_inference", 1)
-    page.locator(".jp-CodeCell", has_text="LayersLab(MODEL)").locator(".cm-content").first.click()
+    run_cells(page, lab, "07_layer_inference", 2)
+    page.locator(".jp-CodeCell", has_text="LayersLab(model)").locator(".cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     canvas = page.locator("canvas.fcs-mask-painter")
     canvas.wait_for()

@@ -6,7 +6,7 @@ from conftest import Opaque
 
 import fcs_lab
 from fcs_lab.denoisers import alpha_bar_at
-from fcs_lab.metrics import denoising_loss, masked_mse, psnr
+from fcs_lab.metrics import denoising_loss, masked_mse, psnr, with_error
 
 F64 = torch.float64
 
@@ -50,3 +50,22 @@ def test_one_truth_may_be_that_of_all_images():
     assert torch.equal(psnr(images, images[:1]), psnr(images, repeated))
     with pytest.raises(ValueError, match=r"truth has shape \(2, 1, 4, 4\); expected \(3, 1, 4, 4\)"):
         psnr(images, images[:2])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (torch.tensor([1.0, 2.0, 3.0]), "2.00 ± 0.58 (n = 3)"),
+        (torch.tensor([0.1, 0.104]), "0.1020 ± 0.0020 (n = 2)"),
+        (torch.tensor([5.0, 5.0]), "5.000 ± 0.000 (n = 2)"),
+        (torch.tensor([True, True, False, True]), "75% ± 25% (n = 4)"),
+    ],
+)
+def test_a_mean_with_its_error(values, told):
+    assert with_error(values) == told
+
+
+@pytest.mark.parametrize("values", [torch.tensor([1.0]), torch.ones(2, 2), torch.tensor([1, 2]), torch.tensor([1.0, torch.nan])])
+def test_no_mean_of_these(values):
+    with pytest.raises(ValueError, match="values"):
+        with_error(values)

@@ -34,6 +34,9 @@ __all__ = ["EMOJI", "EmojiRecipe", "make_tokenizer", "smoke", "train_emoji"]
 EMPTY, NO_STYLE, NO_CONCEPT = 0.1, 0.15, 0.05
 """How often the caption is "", the concept alone, and the style alone."""
 
+ONE_WAY = {"arrow", "button", "clock", "flag", "input", "keycap", "latin", "left", "letter", "oclock", "right"}
+"""A picture whose concept has one of these words is never mirrored."""
+
 SHEET = ("red apple", "cat face", "grinning face with big eyes", "dog face", "rocket", "sunflower", "blue car", "tree")
 """The prompts of the sheet of samples; some of them ("blue car") no picture is called."""
 
@@ -54,12 +57,12 @@ EMOJI = EmojiRecipe(
         "out_channels": 4,
         "layers_per_block": 1,
         "block_out_channels": (96, 192),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
         "cross_attention_dim": 128,
         "attention_head_dim": 6,
         "norm_num_groups": 16,
-        # The caption, pooled, also goes to every block beside the timestep: cross-attention sees only 8×8 cells.
+        # The caption, pooled, also goes to every block beside the timestep.
         "addition_embed_type": "text",
         "addition_embed_type_num_heads": 4,
     },
@@ -124,14 +127,18 @@ def train_emoji(
     def draw(generator: torch.Generator, n: int) -> Tensor:
         return arrange(pictures.rgba[torch.randint(len(pictures), (2 * n,), generator=generator)], generator)
 
+    # Each picture and its mirror image; the captions are the same.
+    one_way = torch.tensor([not ONE_WAY.isdisjoint(concept.split()) for concept in pictures.concepts])
+    images = on_white(pictures.rgba)
+    images = torch.cat([images, torch.where(one_way[:, None, None, None], images, images.flip(3))])
     if start_from is not None:
         vae = AutoencoderKL.from_pretrained(start_from / "vae").float().to(run.device).requires_grad_(False).eval()
-        latents = encode_all(vae, on_white(pictures.rgba), run)
+        latents = encode_all(vae, images, run)
     else:
         vae = train_autoencoder(recipe, draw, out / "vae", run)
         if only == "autoencoder":
             return out / "vae" / "model"
-        latents = _standardise(vae, encode_all(vae, on_white(pictures.rgba), run))
+        latents = _standardise(vae, encode_all(vae, images, run))
     if only != "unet":
         vae = train_autoencoder(recipe, draw, out / "decoder", run, decoder_of=vae, stage=recipe.decoder_stage)
         if only == "decoder":
@@ -146,6 +153,7 @@ def train_emoji(
     first = 1 + len(STYLES) + len(concepts)
 
     def draw_texts(generator: torch.Generator, batch: Tensor) -> Tensor:
+        batch = batch % len(pictures)
         u = torch.rand(len(batch), generator=generator)
         rows = torch.where(u < EMPTY + NO_STYLE, concept_row[batch], first + batch)
         rows = torch.where(u < EMPTY, 0, rows)

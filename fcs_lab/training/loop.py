@@ -58,7 +58,7 @@ def optimize(
         save_at: Steps that are saved besides.
         progress: Show a progress bar.
     """
-    ema = EMAModel(parameters, decay=settings.ema_decay)
+    ema = EMAModel(parameters, decay=settings.ema_decay, foreach=True)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     step, loss_average = _resume(out, parameters, ema, optimizer)
     last = settings.steps if max_steps is None else min(settings.steps, step + max_steps)
@@ -86,9 +86,11 @@ def optimize(
             step += 1
             # A running mean over about 200 steps, exact from the first.
             weight = max(1 / step, 1 / 200)
-            loss_average += weight * (loss.item() - loss_average)
+            # It stays on the device: to read it is to wait for the step.
+            loss_average += weight * (loss.detach().double() - loss_average)
             bar.update()
-            bar.set_postfix(loss=f"{loss_average:.4f}")
+            if step % 10 == 0 or step == last:
+                bar.set_postfix(loss=f"{loss_average.item():.4f}", refresh=False)
             if step % save_every == 0 or step in save_at or step == last:
                 save_all()
     except KeyboardInterrupt:
@@ -121,24 +123,24 @@ def _save_state(
     ema: EMAModel,
     optimizer: torch.optim.Optimizer,
     step: int,
-    loss_average: float,
+    loss_average: Tensor,
 ) -> None:
     """All that a resumed run needs, as one safetensors file, replaced in one move."""
     state = {f"model.{i}": p.detach() for i, p in enumerate(parameters)}
     state |= {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
     for i, p in enumerate(parameters):
         state |= {f"adam.{i}.{name}": value for name, value in optimizer.state[p].items()}
-    state["loss_average"] = torch.tensor(loss_average, dtype=torch.float64)
+    state["loss_average"] = loss_average
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "state.safetensors.part"
     save_file(state, partial, metadata={"step": str(step)})
     partial.replace(out / "state.safetensors")
 
 
-def _resume(out: Path, parameters: list[nn.Parameter], ema: EMAModel, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _resume(out: Path, parameters: list[nn.Parameter], ema: EMAModel, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
     path = out / "state.safetensors"
     if not path.exists():
-        return 0, 0.0
+        return 0, parameters[0].new_zeros((), dtype=torch.float64)
     state = load_file(path)
     with torch.no_grad():
         for i, p in enumerate(parameters):
@@ -149,4 +151,4 @@ def _resume(out: Path, parameters: list[nn.Parameter], ema: EMAModel, optimizer:
                 for name in ("step", "exp_avg", "exp_avg_sq")
             }
     ema.optimization_step = step = int(state["adam.0.step"])
-    return step, state["loss_average"].item()
+    return step, state["loss_average"].to(parameters[0].device)

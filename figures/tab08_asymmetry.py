@@ -191,36 +191,38 @@ def _key(folder: Path) -> str:
 
 
 def draw(numbers: dict) -> Figure:
-    """The hidden half's error over the relative skew; and J e less Jᵀ e, paired."""
+    """The hidden half's error over the relative skew; and J e less Jᵀ e, over the cosine of the two or over the skew."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     panels = figure.subplots(2, 2)
     titles = {
         "networks": f"checkpoints of {MODEL}, {DIGITS} digits",
         "gaussians": f"exact J plus a skew part, {DRAWN} draws",
     }
-    for axes, (kind, rows) in zip(panels, numbers.items(), strict=True):
-        x = [np.mean(row["relative_skew"]) for row in rows.values()]
+    for (left, right), (kind, rows) in zip(panels, numbers.items(), strict=True):
+        skew = [np.mean(row["relative_skew"]) for row in rows.values()]
+        joined = "o-" if kind == "gaussians" else "o"
         for (direction, label), colour in zip(DIRECTIONS.items(), ("#999999", "#d55e00", "#009e73"), strict=True):
             y, error = np.array([row[direction]["hidden"] for row in rows.values()]).T
-            axes[0].errorbar(
-                x, y, yerr=error, fmt="o-" if kind == "gaussians" else "o", ms=4, capsize=2, label=label, color=colour
-            )
+            left.errorbar(skew, y, yerr=error, fmt=joined, ms=4, capsize=2, label=label, color=colour)
         y, error = np.array([row["newton less gradient"]["hidden"] for row in rows.values()]).T
-        axes[1].axhline(0, color="#999999", lw=0.8)
-        axes[1].errorbar(x, y, yerr=error, fmt="o", ms=4, capsize=2, color="#333333")
+        x = [np.mean(row["cosine"]) for row in rows.values()] if kind == "networks" else skew
+        right.axhline(0, color="#999999", lw=0.8)
+        right.errorbar(x, y, yerr=error, fmt="o", ms=4, capsize=2, color="#333333")
         if kind == "networks":
             for name, at, value in zip(rows, x, y, strict=True):
-                axes[1].annotate(f" {int(name.split('-')[1])}", (at, value), fontsize=8)
-        axes[0].set(ylabel="MSE of the hidden half", title=titles[kind])
-        axes[1].set(
-            ylabel="that of J e less that of Jᵀ e",
-            title="paired difference" + (", by training step" if kind == "networks" else ""),
-        )
-        for one in axes:
-            one.set_xlabel("relative skew ‖J − Jᵀ‖ / ‖J + Jᵀ‖")
-            one.title.set_fontsize(10)
-            one.spines[["top", "right"]].set_visible(False)
-            one.grid(alpha=0.3)
+                right.annotate(
+                    f"step {int(name.split('-')[1])}", (at, value), (5, 4), textcoords="offset points", fontsize=8
+                )
+            right.margins(x=0.2)
+        left.set(ylabel="MSE of the hidden half", title=titles[kind])
+        right.set(ylabel="MSE by J e less that by Jᵀ e", title="paired difference")
+        label = "relative skew ‖J − Jᵀ‖ / ‖J + Jᵀ‖"
+        left.set_xlabel(label)
+        right.set_xlabel("cos(J e, Jᵀ e) of the task's e" if kind == "networks" else label)
+        for axes in (left, right):
+            axes.title.set_fontsize(10)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -65,7 +65,9 @@ def test_a_mean_with_its_error(values, told):
     assert with_error(values) == told
 
 
-@pytest.mark.parametrize("values", [torch.tensor([1.0]), torch.ones(2, 2), torch.tensor([1, 2]), torch.tensor([1.0, torch.nan])])
+@pytest.mark.parametrize(
+    "values", [torch.tensor([1.0]), torch.ones(2, 2), torch.tensor([1, 2]), torch.tensor([1.0, torch.nan])]
+)
 def test_no_mean_of_these(values):
     with pytest.raises(ValueError, match="values"):
         with_error(values)

@@ -1,13 +1,19 @@
-"""Every notebook is committed without outputs and runs top to bottom without a display."""
+"""Every notebook is committed without outputs, has the same frame, runs top to bottom without a display, and its prose says
+no number that its cells, or a file that it links, do not say too."""
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from prose import unsupported
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDED = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "tags": ["solution"]}
+LINES = 20
+"""That a cell prints at most."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -15,6 +21,20 @@ def test_committed_without_outputs(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_opens_with_what_one_will_be_able_to_do_and_closes_with_exercises(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].source.startswith(f"# {path.stem.partition('_')[0]} · ")
+    for part in ("**Afterwards you can**", "**Before this**: ", "**Time**: about "):
+        assert part in cells[0].source
+    (exercises,) = (cell.source for cell in cells if cell.source.startswith("## Exercises"))
+    solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    numbers = re.findall(r"^(\d+)\. ", exercises, re.MULTILINE)
+    assert numbers and numbers == [str(i + 1) for i in range(len(solutions))]
+    for number, cell in zip(numbers, solutions, strict=True):
+        assert cell.metadata == FOLDED and cell.source.startswith(f"# Solution {number}")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -30,9 +50,25 @@ def test_runs_top_to_bottom(path, tmp_path, monkeypatch):
     if path.stem == "01_inpainting":
         assert any("done (newton: 220 evaluations)" in str(output) for output in printed)
         assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in printed)
+    for cell in notebook.cells:
+        lines = "".join(_text(output) for output in cell.get("outputs", [])).splitlines()
+        assert len(lines) <= LINES, f"{len(lines)} lines are printed by\n{cell.source}"
+    said = [_text(output) for output in printed]
+    missing = {cell.source: unsupported(cell.source, said) for cell in notebook.cells if cell.cell_type == "markdown"}
+    assert not {text: numbers for text, numbers in missing.items() if numbers}
+
+
+def _text(output) -> str:
+    """What an output shows as text: what was printed, a value, an HTML table; a progress bar's last state at most."""
+    if output.output_type == "stream":
+        return "" if output.name == "stderr" else output.text
+    data = output.get("data", {})
+    if "image/png" in data or "application/vnd.jupyter.widget-view+json" in data:
+        return ""
+    return "".join(data.get("text/markdown", data.get("text/html", data.get("text/plain", "")))) + "\n"
 
 
 def test_there_are_notebooks():
-    numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    assert numbers == ["00", "01", "02a", "02b", *(f"{number:02}" for number in range(3, 11))]
+    numbers = ["00", "01", "02a", "02b", *(f"{number:02}" for number in range(3, 11))]
+    assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == numbers
     assert os.access(NOTEBOOKS[0], os.R_OK)

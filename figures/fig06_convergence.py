@@ -9,19 +9,19 @@ The last row is one step of the trained network at other timesteps, over λ: the
 error for d = J e and Jᵀ e, and where Algorithm 1's step sizes lie.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
+import options
 import torch
+from options import DEFAULT, Options
 from scipy.sparse.linalg import eigs
 
 import fcs_lab
 from fcs_lab.plots import Figure
 from fcs_lab.probes import ForcingBound, JacobianOperator, forcing_bound, measure_convergence, measure_forcing_term
 from fcs_lab.probes.fd_error import in_precision
-from fcs_lab.records import save_figure
 
 MODEL, SEED, DIGIT, STEPS = "mnist", 0, 3, 15
 T = 500
@@ -39,11 +39,13 @@ SHARES = {
 }
 
 
-def main(output: Path) -> None:
-    start = time.perf_counter()
+def main(output: Path, asked: Options = DEFAULT) -> None:
+    what = "the exact denoiser and the dense J are of the bundled digits, on the CPU"
+    asked.refuse(what, "model", "images", "prompt", "device", "dtype")
+    start, seed = time.perf_counter(), asked.seed_or(SEED)
     model = fcs_lab.load(MODEL, device="cpu")
     digits, _ = fcs_lab.load_digits(256)
-    noise = torch.randn(digits[:1].shape, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(digits[:1].shape, generator=torch.Generator().manual_seed(seed))
     x_t = model.scheduler.add_noise(digits[DIGIT : DIGIT + 1], noise, torch.tensor([T]))
     rows = {
         "symmetric J: the exact denoiser\nof one Gaussian": symmetric(digits, model, x_t),
@@ -60,7 +62,7 @@ def main(output: Path) -> None:
         "small": SMALL,
     }
     timings = {"seconds": round(time.perf_counter() - start, 1)}
-    save_figure(draw(rows, terms), output / "fig06_convergence", model=MODEL, seed=SEED, settings=settings,
+    asked.save(draw(rows, terms), output / "fig06_convergence", model=MODEL, seed=seed, settings=settings,
                 numbers=rows | {"forcing": terms}, timings=timings)  # fmt: skip
 
 
@@ -208,6 +210,4 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    main(parser.parse_args().output)
+    main(*options.parse(__doc__))

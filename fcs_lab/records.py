@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shlex
 import sys
@@ -16,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fcs_lab.checks import check_seed, is_int, is_number, typed
+from fcs_lab.checks import check_seed, is_number, typed
 from fcs_lab.zoo import WEIGHTS
 
 __all__ = ["DIGITS", "TOLERANCE", "save_figure", "save_record"]
@@ -143,10 +144,12 @@ def same_numbers(old: Any, new: Any, tolerance: float) -> bool:
         return old.keys() == new.keys() and all(same_numbers(old[key], new[key], tolerance) for key in old)
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(same_numbers(a, b, tolerance) for a, b in zip(old, new, strict=True))
-    if not (isinstance(old, float) and isinstance(new, int | float)) and not (isinstance(new, float) and is_int(old)):
+    if not (isinstance(old, float) and isinstance(new, float)):
         return type(old) is type(new) and old == new
+    if not (math.isfinite(old) and math.isfinite(new)):
+        return str(old) == str(new)
     size = max(abs(old), abs(new))
-    return old == new or (old != old and new != new) or size < SMALL or abs(old - new) <= tolerance * size
+    return size < SMALL or abs(old - new) <= tolerance * size
 
 
 def _same_record(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> bool:

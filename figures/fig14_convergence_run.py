@@ -2,8 +2,9 @@
 
 Fixed means x_t ← x_t + λ d with d = J e and λ = 0.5, 1.5 and 3 over μ_max², where μ_max is J's largest eigenvalue magnitude,
 by Arnoldi, at every timestep of that run, where its inner steps begin. For a symmetric J and an affine x̂_0 a step multiplies
-the error along μ_max's eigenvector by 1 − λμ_max², so by 0.5, −0.5 and −2: the last one diverges. Algorithm 1 moves by
-λ_k d/‖d‖_∞. A timestep diverges, it is said here, where its inner steps leave more error than there was before them.
+the error along μ_max's eigenvector by 1 − λμ_max², so by 0.5, −0.5 and −2: the last one would grow, as far as the error of a
+task lies along it. Algorithm 1 moves by λ_k d/‖d‖_∞. A timestep is said to diverge where its inner steps leave more error
+than there was before them.
 """
 
 import time
@@ -119,7 +120,7 @@ def draw(numbers: dict[str, list[dict]]) -> Figure:
     errors[-1].plot([], [], "k:", lw=1, label="before the inner steps")
     errors[-1].plot([], [], "k", lw=1.3, label="after")
     errors[-1].plot([], [], "kx", ls="none", ms=5, label="it grew")
-    errors[-1].legend(fontsize=8)
+    errors[-1].legend(fontsize=8, loc="lower left")
     for axes in (*errors, *radii):
         axes.grid(alpha=0.3)
     return figure

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fcs_lab
+from fcs_lab.checks import check_seed
 from fcs_lab.data import IMAGE_SUFFIXES, example_images
 from fcs_lab.denoisers import as_model
 from fcs_lab.images import fit_image
@@ -77,7 +78,12 @@ class Options:
         return self.pictures(model, i + 1)[-1:]
 
     def seed_or(self, default: int) -> int:
-        return default if self.seed is None else self.seed
+        """The seed.
+
+        Raises:
+            ValueError: It is no seed.
+        """
+        return check_seed(default if self.seed is None else self.seed)
 
     @property
     def default(self) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import options
 import torch
-from options import DEFAULT, Options
+from options import DEFAULT, SOLVED, Options
 
 from fcs_lab.denoisers import UNetDenoiser, as_model
 from fcs_lab.plots import direction_grid
@@ -55,7 +55,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     settings = {"image": DIGIT, "pixel": pixel, "timesteps": TIMESTEPS, "regularization": REGULARIZATION}
     settings |= {"solve_iterations": ITERATIONS, "step_size": STEP_SIZE}
     asked.save(figure, output / "fig03_je_pixel", model=MODEL, seed=seed,
-                settings=settings, numbers=numbers)  # fmt: skip
+                settings=settings, numbers=numbers, tolerance=SOLVED)  # fmt: skip
 
 
 if __name__ == "__main__":

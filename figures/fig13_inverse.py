@@ -11,7 +11,7 @@ from pathlib import Path
 
 import options
 import torch
-from options import DEFAULT, Options
+from options import DEFAULT, SOLVED, Options
 from torch import Tensor
 
 import fcs_lab
@@ -56,7 +56,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     settings = {"images": len(truth), "num_inference_steps": STEPS, "inner_steps": INNER, "step_size": STEP_SIZE,
                 "regularization": REGULARIZATION, "mask": "right half", "solve_iterations": ITERATIONS}  # fmt: skip
     asked.save(draw(samples, steps, numbers, mask), output / "fig13_inverse", model=MODEL, seed=seed, settings=settings,
-               numbers=numbers, timings={"seconds_per_image": seconds})  # fmt: skip
+               numbers=numbers, timings={"seconds_per_image": seconds}, tolerance=SOLVED)  # fmt: skip
 
 
 def measure(images: Tensor, truth: Tensor, mask: Tensor) -> dict[str, dict[str, float]]:
@@ -91,7 +91,7 @@ def one_step(model: fcs_lab.Denoiser, truth: Tensor, mask: Tensor, t: int, seed:
 
 
 def draw(samples: dict[str, Tensor], steps: dict[int, dict[str, Tensor]], numbers: dict, mask: Tensor) -> Figure:
-    size, gap, label_width, under = 0.72, 0.05, 1.75, 0.17
+    size, gap, label_width, under = 0.72, 0.05, 1.95, 0.17
     after = next(iter(steps.values()))
     columns = max(len(samples["truth"]), len(steps))
     width = label_width + columns * (size + gap) + 0.1
@@ -114,8 +114,11 @@ def draw(samples: dict[str, Tensor], steps: dict[int, dict[str, Tensor]], number
     figure.text(0.02, 1 - 0.08 / height, title, fontsize=9, va="top", weight="bold")
     for r, (name, images) in enumerate(samples.items()):
         top, found = 0.4 + r * (size + gap), numbers["samples"].get(name)
-        label(top, name if found is None else f"d = {name}\nMSE hidden {found['mse_hidden']['mean']:.2f}\n"
-              f"given {found['mse_known']['mean']:.3f}")  # fmt: skip
+        lines = [name if found is None else f"d = {name}"]
+        for half, measured in (("hidden", "mse_hidden"), ("given", "mse_known")) if found is not None else ():
+            error = "" if found[measured]["error"] is None else f" ± {found[measured]['error']:.3f}"
+            lines.append(f"MSE {half} {found[measured]['mean']:.3f}{error}")
+        label(top, "\n".join(lines))
         for c, image in enumerate(images):
             panel(c, top, image, mask[0] if name == "given" else None)
     title = f"x̂_0 before and after one step of length {STEP_SIZE:g} along d; what is left of the error"

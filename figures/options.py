@@ -24,7 +24,7 @@ from fcs_lab.records import TOLERANCE, save_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 SOLVED = 0.2
-"""The tolerance of figures with J⁻¹ e: between two machines its cosine with J e differed by 4 %, as LSMR amplifies rounding."""
+"""The tolerance of figures with J⁻¹ e, whose iteration amplifies rounding: its cosine with J e differed by a twentieth."""
 LARGE = 3 * 128 * 128
 """Values of an image, beyond which images are sampled one by one: a batch of Stable Diffusion's would not fit a GPU."""
 

@@ -42,6 +42,7 @@ def save_record(
     settings: dict[str, Any],
     numbers: Any,
     timings: Any = None,
+    chaotic: Any = None,
 ) -> dict[str, Any]:
     """Write the record of a result as JSON.
 
@@ -53,26 +54,33 @@ def save_record(
         numbers: What is shown; the same whenever the command is run again on the same machine. Written with `DIGITS`
             significant digits.
         timings: Seconds and what follows from them; kept apart, because they are not.
+        chaotic: Numbers that the machine's rounding decides, such as of steps that overshoot; kept apart as well.
 
     Returns:
         What was written.
     """
-    record = _record(path, model, seed, settings, numbers, timings)
+    record = _record(path, model, seed, settings, numbers, timings, chaotic)
     _write(record, Path(path))
     return record
 
 
 def _record(
-    path: str | Path, model: str | Sequence[str], seed: int, settings: dict[str, Any], numbers: Any, timings: Any
+    path: str | Path,
+    model: str | Sequence[str],
+    seed: int,
+    settings: dict[str, Any],
+    numbers: Any,
+    timings: Any,
+    chaotic: Any,
 ) -> dict[str, Any]:
     """What `save_record` writes."""
     seed = check_seed(seed)
     if Path(path).is_dir():
         raise ValueError(f"path is {str(path)!r}, a folder; expected a file")
     try:
-        json.dumps([settings, numbers, timings])
+        json.dumps([settings, numbers, timings, chaotic])
     except TypeError as error:
-        raise TypeError(f"settings, numbers or timings cannot be written as JSON: {error}") from error
+        raise TypeError(f"settings, numbers, timings or chaotic cannot be written as JSON: {error}") from error
     names = [model] if isinstance(model, str) else list(model)
     return {
         "command": shlex.join(["python", *_relative(sys.argv)]),
@@ -83,6 +91,7 @@ def _record(
         "seed": seed,
         "settings": settings,
         "numbers": rounded(numbers),
+        **({} if chaotic is None else {"chaotic": rounded(chaotic)}),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("fcs-lab", "torch", "diffusers", "numpy", "scipy", "matplotlib")},
         "timings": {"machine": platform.machine(), **(timings or {})},
@@ -97,8 +106,8 @@ def save_figure(figure: Any, path: str | Path, *, tolerance: float | None = None
         figure: The figure.
         path: Without suffix.
         tolerance: A figure on disk of the same command, weights, seed, settings and drawing code whose numbers differ by no
-            more than this, relatively, is left as it is. Versions and timings are not compared. None: it is written in any
-            case.
+            more than this, relatively, is left as it is. Versions, timings and what is chaotic are not compared. None: it is
+            written in any case.
         record: The arguments of `save_record`.
 
     Returns:
@@ -108,7 +117,7 @@ def save_figure(figure: Any, path: str | Path, *, tolerance: float | None = None
         raise ValueError(f"tolerance is {tolerance!r}; expected a number of at least 0, or None")
     path = Path(path)
     files = {suffix: path.with_suffix(suffix) for suffix in (".json", ".png", ".pdf")}
-    new = _record(files[".json"], **{"timings": None} | record)
+    new = _record(files[".json"], **{"timings": None, "chaotic": None} | record)
     new["drawn_by"] = _sums([Path(sys.argv[0]), Path(__file__).with_name("plots.py")])
     there = tolerance is not None and all(file.is_file() for file in files.values())
     if there and _same_record(json.loads(files[".json"].read_text()), json.loads(json.dumps(new)), tolerance):

@@ -76,11 +76,12 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_a_figure_that_came_out_as_it_was_is_left_alone(drawing, capsys):
     save, path, _ = drawing
-    assert save(timings={"seconds": 1.0})
+    assert save(timings={"seconds": 1.0}, chaotic=[1.0])
+    assert json.loads(path.with_suffix(".json").read_text())["chaotic"] == [1.0]
     first = contents(path)
     assert set(first) == {".json", ".png", ".pdf"}
     # Other rounding, other seconds, and a picture that shows them.
-    assert not save("b", numbers=NUMBERS | {"mse": 0.1239}, timings={"seconds": 2.0})
+    assert not save("b", numbers=NUMBERS | {"mse": 0.1239}, timings={"seconds": 2.0}, chaotic=[2.0])
     assert contents(path) == first
     assert "left alone" in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ from fcs_lab.probes import JacobianOperator
 from fcs_lab.sampler import drive
 from fcs_lab.trace import TraceEntry, Watch
 
-MODEL, SEED, DIGITS, STEPS, INNER = "mnist", 0, 3, 20, 5
+MODEL, SEED, DIGITS, STEPS, INNER = "mnist", 0, 2, 20, 5
 FACTORS = (0.5, 1.5, 3.0)  # λ μ_max²
 RULE = "Algorithm 1"
 

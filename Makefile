@@ -5,8 +5,8 @@ BIN := .venv/bin
 .PHONY: figures tables gpu test fuzz lab lint lock help
 
 help:
-	@echo "make figures   regenerate every figure into figures/output/ (minutes on a CPU)"
-	@echo "make tables    regenerate the measured tables: 64 digits, speed and memory"
+	@echo "make figures   regenerate every figure into figures/output/ (about ten minutes on two cores)"
+	@echo "make tables    regenerate the measured tables: 64 images and more, speed and memory"
 	@echo "make gpu       on a machine with a GPU: speed and memory in Stable Diffusion 1.5's geometry (run again to go on)"
 	@echo "make test      run the tests, notebooks included"
 	@echo "make fuzz      2,000 calls with a spoilt argument; SEED=1 and so on for others"
@@ -23,10 +23,12 @@ help:
 	touch $@
 
 figures: .venv/.installed
-	@set -e; for script in figures/fig*.py; do echo "== $$script"; MPLBACKEND=Agg $(BIN)/python $$script; done
+	@set -e; for script in figures/fig*.py; do start=$$(date +%s); echo "== $$script"; \
+	  MPLBACKEND=Agg $(BIN)/python $$script; echo "== $$script: $$(($$(date +%s) - start)) s"; done
 
 tables: .venv/.installed
-	@set -e; for script in figures/tab*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in figures/tab*.py; do start=$$(date +%s); echo "== $$script"; \
+	  $(BIN)/python $$script; echo "== $$script: $$(($$(date +%s) - start)) s"; done
 
 gpu: .venv/.installed
 	$(BIN)/python figures/gpu01_speed.py

@@ -1,30 +1,30 @@
 """x̂_0 over the timesteps, with and without the constraint, from the same noise."""
 
-import argparse
 from pathlib import Path
 
+import options
 import torch
+from options import DEFAULT, Options
 
 import fcs_lab
+from fcs_lab.denoisers import as_model
 from fcs_lab.plots import trajectory
-from fcs_lab.records import save_figure
 
 MODEL, SEED, DIGIT, STEPS, INNER = "mnist", 0, 7, 20, 5
 
 
-def main(output: Path) -> None:
-    model = fcs_lab.load(MODEL)
-    truth = fcs_lab.load_digits(DIGIT + 1)[0][DIGIT:]
-    mask = torch.zeros(truth.shape[-2:], dtype=torch.bool)
-    mask[:, mask.shape[-1] // 2 :] = True
-    tasks = {"unconditional": None, "right half hidden\nnewton  Je": fcs_lab.Inpainting(truth, mask)}
+def main(output: Path, asked: Options = DEFAULT) -> None:
+    model, seed = asked.load(MODEL), asked.seed_or(SEED)
+    truth = asked.picture(model, DIGIT)
+    task = fcs_lab.Inpainting(truth, options.right_half(model))
+    tasks = {"unconditional": None, "right half hidden\nnewton  Je": task}
     results = {
         label: fcs_lab.sample(
             model,
             task,
             num_inference_steps=STEPS,
             inner_steps=INNER,
-            generator=torch.Generator().manual_seed(SEED),
+            generator=torch.Generator().manual_seed(seed),
             trace_x0=True,
         )
         for label, task in tasks.items()
@@ -34,11 +34,15 @@ def main(output: Path) -> None:
         for label, result in results.items()
         if (ends := [entry for entry in result.trace if entry.x0 is not None])
     }
-    settings = {"digit": DIGIT, "num_inference_steps": STEPS, "inner_steps": INNER, "mask": "right half"}
-    save_figure(trajectory(results), output / "fig02_trajectory", model=MODEL, seed=SEED, settings=settings, numbers=numbers)
+    for result in results.values():  # of a latent model, as the images that they are decoded to
+        for entry in result.trace:
+            if entry.x0 is not None:
+                with torch.no_grad():
+                    entry.x0 = as_model(model).decode(entry.x0.to(model.device)).cpu()
+    settings = {"image": DIGIT, "num_inference_steps": STEPS, "inner_steps": INNER, "mask": "right half"}
+    asked.save(trajectory(results), output / "fig02_trajectory", model=MODEL, seed=seed,
+                settings=settings, numbers=numbers)  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    main(parser.parse_args().output)
+    main(*options.parse(__doc__))

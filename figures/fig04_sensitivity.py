@@ -1,35 +1,34 @@
 """Sensitivity maps of pixels, forward (a column of J) against backward (a row of J)."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
+import options
 import torch
+from options import DEFAULT, Options
 
-import fcs_lab
+from fcs_lab.denoisers import UNetDenoiser, as_model
 from fcs_lab.plots import direction_grid
 from fcs_lab.probes import JacobianOperator
-from fcs_lab.records import save_figure
 
 MODEL, SEED, DIGIT = "mnist", 0, 0
 TIMESTEPS = (700, 300)
 PIXELS = ((9, 20), (16, 16), (24, 14))
 
 
-def main(output: Path) -> None:
-    model = fcs_lab.load(MODEL)
-    image = fcs_lab.load_digits(DIGIT + 1)[0][DIGIT:].to(model.device)
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(SEED)).to(image)
-    height, width = image.shape[-2:]
+def main(output: Path, asked: Options = DEFAULT) -> None:
+    model, seed = asked.load(MODEL), asked.seed_or(SEED)
+    image, pixels = asked.picture(model, DIGIT), [options.place(model, pixel) for pixel in PIXELS]
+    width = model.shape[-1]
     rows = {name: [] for name in ("x̂_0", "forward\ncolumn of J", "backward\nrow of J\n(cos with column)", "difference")}
     captions, numbers = {label: [] for label in list(rows)[1:]}, {}
     for t in TIMESTEPS:
-        J = JacobianOperator(model, model.scheduler.add_noise(image, noise, torch.tensor([t])), t)
-        units = np.zeros((height * width, len(PIXELS)), np.float32)
-        units[[y * width + x for y, x in PIXELS], range(len(PIXELS))] = 1
+        J = JacobianOperator(model, options.noisy(model, image, t, seed), t)
+        units = np.zeros((J.shape[0], len(pixels)), np.float32)
+        units[[y * width + x for y, x in pixels], range(len(pixels))] = 1  # of several channels, in the first
         columns, rows_of_J = J @ units, J.T @ units
         numbers[str(t)] = {}
-        for i, pixel in enumerate(PIXELS):
+        for i, pixel in enumerate(pixels):
             column, row = columns[:, i], rows_of_J[:, i]
             size = np.linalg.norm(column) * np.linalg.norm(row)
             found = {
@@ -39,25 +38,26 @@ def main(output: Path) -> None:
                 "relative_skew": float(np.linalg.norm(column - row) / np.linalg.norm(column + row)),
             }
             numbers[str(t)][f"row {pixel[0]}, column {pixel[1]}"] = found
-            maps = (J.x0, J.image(column), J.image(row), J.image(column - row))
+            with torch.no_grad():
+                x0 = as_model(model).decode(J.x0)
+            maps = (x0, J.image(column), J.image(row), J.image(column - row))
             for label, values in zip(rows, maps, strict=True):
-                rows[label].append(values)
+                rows[label].append(values.float())
             for label, values in zip(captions, maps[1:], strict=True):
                 captions[label].append(f"±{values.abs().max():.2g}")
             captions["backward\nrow of J\n(cos with column)"][-1] += f", cos {found['cosine']:.2f}" if size else ""
     figure = direction_grid(
         {label: torch.cat(values) for label, values in rows.items()},
         images=["x̂_0"],
-        pixels=list(PIXELS) * len(TIMESTEPS),
+        pixels=(pixels if isinstance(model, UNetDenoiser) else [None] * len(pixels)) * len(TIMESTEPS),
         captions=captions,
-        column_titles=[f"t = {t}" for t in TIMESTEPS for _ in PIXELS],
+        column_titles=[f"t = {t}" for t in TIMESTEPS for _ in pixels],
         title="What moves if this pixel of x_t moves; what moves this pixel of x̂_0",
     )
-    settings = {"digit": DIGIT, "timesteps": TIMESTEPS, "pixels": PIXELS}
-    save_figure(figure, output / "fig04_sensitivity", model=MODEL, seed=SEED, settings=settings, numbers=numbers)
+    settings = {"image": DIGIT, "timesteps": TIMESTEPS, "pixels": pixels}
+    asked.save(figure, output / "fig04_sensitivity", model=MODEL, seed=seed,
+                settings=settings, numbers=numbers)  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    main(parser.parse_args().output)
+    main(*options.parse(__doc__))

@@ -1,17 +1,17 @@
 """Local invertibility of x̂_0(·, t) over the timesteps: condition number of J, and how far the ball test gets."""
 
-import argparse
 import math
 from pathlib import Path
 
 import numpy as np
+import options
 import torch
+from options import DEFAULT, Options
 from torch.nn.functional import interpolate
 
 import fcs_lab
 from fcs_lab.plots import Figure
 from fcs_lab.probes import Invertibility, JacobianOperator, measure_invertibility
-from fcs_lab.records import save_figure
 
 MODEL, SEED, DIGIT = "mnist", 0, 7
 TIMESTEPS = (100, 500, 900)  # of the trained model, whose dense J is what takes the time
@@ -22,7 +22,10 @@ RADII = tuple(8.0**k for k in range(-8, 2))
 COLOURS = {"e": "C0", "random": "C7", "leading": "C2", "trailing": "C3"}
 
 
-def main(output: Path) -> None:
+def main(output: Path, asked: Options = DEFAULT) -> None:
+    what = "the exact denoisers and the dense J are of the bundled digits, in float64"
+    asked.refuse(what, "model", "images", "prompt", "device", "dtype")
+    seed = asked.seed_or(SEED)
     digits, labels = fcs_lab.load_digits(DIGITS)
     small = interpolate(digits, SMALL, mode="area").double()
     rest = torch.arange(DIGITS) != DIGIT % DIGITS  # the exact denoisers do not know the digit that they are asked about
@@ -30,9 +33,9 @@ def main(output: Path) -> None:
     mixture = gaussian_of_each_class(small[rest], labels[rest])
     trained = fcs_lab.load(MODEL, torch_dtype=torch.float64)
     digit = DIGIT % DIGITS
-    exact = {t: ball_test(ideal, small[digit : digit + 1], t) for t in EXACT_TIMESTEPS}
-    network = {t: ball_test(trained, digits[digit : digit + 1].double(), t) for t in TIMESTEPS}
-    gaussians = {t: condition_number(mixture, small[digit : digit + 1], t) for t in EXACT_TIMESTEPS}
+    exact = {t: ball_test(ideal, small[digit : digit + 1], t, seed) for t in EXACT_TIMESTEPS}
+    network = {t: ball_test(trained, digits[digit : digit + 1].double(), t, seed) for t in TIMESTEPS}
+    gaussians = {t: condition_number(mixture, small[digit : digit + 1], t, seed) for t in EXACT_TIMESTEPS}
 
     figure = Figure(figsize=(11.5, 3.8), layout="constrained")
     first, *others = figure.subplots(1, 3)
@@ -61,8 +64,12 @@ def main(output: Path) -> None:
         "exact denoiser of the digits": {str(t): summary(one) for t, one in exact.items()},
         "exact, a Gaussian a class": {str(t): {"condition_number": value} for t, value in gaussians.items()},
     }
+    # How many evaluations the solvers take depends on the machine's rounding.
+    timings = {f"evaluations, {name}": {str(t): one.nfe for t, one in over_t.items()}
+               for name, over_t in (("trained", network), ("exact", exact))}  # fmt: skip
     settings = {"digit": DIGIT, "mask": "right half", "digits": DIGITS, "radii": RADII} | SOLVER
-    save_figure(figure, output / "fig08_invertibility", model=MODEL, seed=SEED, settings=settings, numbers=numbers)
+    asked.save(figure, output / "fig08_invertibility", model=MODEL, seed=seed, settings=settings, numbers=numbers,
+                timings=timings)  # fmt: skip
 
 
 def gaussian_of_each_class(images: torch.Tensor, labels: torch.Tensor) -> fcs_lab.GaussianMixtureDenoiser:
@@ -75,21 +82,18 @@ def gaussian_of_each_class(images: torch.Tensor, labels: torch.Tensor) -> fcs_la
     )
 
 
-def noisy(denoiser: fcs_lab.Denoiser, truth: torch.Tensor, t: int) -> torch.Tensor:
-    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(SEED)).to(truth)
-    return denoiser.scheduler.add_noise(truth, noise, torch.tensor([t]))
+def condition_number(denoiser: fcs_lab.Denoiser, truth: torch.Tensor, t: int, seed: int) -> float:
+    return float(
+        np.linalg.cond(JacobianOperator(denoiser, options.noisy(denoiser, truth, t, seed), t).dense(progress=False))
+    )
 
 
-def condition_number(denoiser: fcs_lab.Denoiser, truth: torch.Tensor, t: int) -> float:
-    return float(np.linalg.cond(JacobianOperator(denoiser, noisy(denoiser, truth, t), t).dense(progress=False)))
-
-
-def ball_test(denoiser: fcs_lab.Denoiser, truth: torch.Tensor, t: int) -> Invertibility:
+def ball_test(denoiser: fcs_lab.Denoiser, truth: torch.Tensor, t: int, seed: int) -> Invertibility:
     """At a noisy version of the digit, with the error of the task "right half hidden"."""
     print(f"t = {t} …")
     mask = torch.zeros(truth.shape[-2:], dtype=torch.bool)
     mask[:, mask.shape[-1] // 2 :] = True
-    x_t = noisy(denoiser, truth, t)
+    x_t = options.noisy(denoiser, truth, t, seed)
     with torch.no_grad():
         e = fcs_lab.Inpainting(truth, mask).to(x_t.device, x_t.dtype).error(denoiser(x_t, t))
     J = JacobianOperator(denoiser, x_t, t).dense(progress=False)
@@ -141,11 +145,8 @@ def summary(one: Invertibility) -> dict:
         "stretch": [value if math.isfinite(value) else None for value in one.stretch],
         "linear_step_size": one.linear.step_size if math.isfinite(one.linear.step_size) else None,
         "linear_moved": one.linear.moved,
-        "evaluations": one.nfe,
     }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    main(parser.parse_args().output)
+    main(*options.parse(__doc__))

@@ -3,57 +3,60 @@
 The class is a classifier's; the style is the Gram matrix of its first block's features; the silhouette is where the image
 is brighter than nearly black. Class and style are decided in the noisy half of the run, and the model is left to itself
 afterwards: guided to the end, images please the features and no longer the eye. The silhouette, like inpainting, takes
-its inner steps in the second half.
+its inner steps in the second half. `tab18_guidance.py` measures 60 samples of each.
 
-A cost that was minimised is no judge of the result. So beside the classifier stands the class of the nearest test image
-(allowing for a shift by one pixel), beside the first block's Gram matrix the second block's, and beside the overlap with
-the mask the model's own denoising loss, over that of the real images which the masks come from.
+For another model than the bundled `mnist` and `fashion` there is no classifier: with `--model` and `--images`, its samples
+are guided to the style of the pictures alone, by CLIP's features and with the paper's settings.
 """
 
-import argparse
 import time
 from pathlib import Path
 
+import options
 import torch
+from options import DEFAULT, Options
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
 from fcs_lab.data import GARMENTS
-from fcs_lab.features import class_guidance, gram, silhouette, style
-from fcs_lab.metrics import accuracy, denoising_loss
+from fcs_lab.denoisers import as_model
+from fcs_lab.features import class_guidance, gram, load_clip, silhouette, style
 from fcs_lab.plots import Figure, show
-from fcs_lab.records import save_figure
 
-MODELS, SEED, SAMPLES, STEPS, INNER = ("mnist", "fashion"), 0, 20, 12, 4
-SHOWN = 8
+MODELS, SEED, SAMPLES, STEPS, INNER = ("mnist", "fashion"), 0, 6, 12, 4
+PAPERS = {"num_inference_steps": 20, "inner_steps": 5, "step_size": (0.5, 0.1)}  # for style
 DATA = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
 DIRECTIONS = {"identity  e": "identity", "gradient  Jᵀe": "gradient", "newton  Je": "newton"}
-FREE, PROMPTED = "no guidance", "the model's own\nprompt"
+FREE = "no guidance"
 THRESHOLD = -0.8  # what is brighter belongs to the object
-GUIDANCE_SCALE = 2.0
-PANELS = (  # kind of guidance, title, measure -> (what it is, colour of the marker's face)
-    (
-        "class",
-        "share of the asked class",
-        {"share": (": classifier", None), "share, nearest image": (": nearest image", "w")},
-    ),
-    ("style", "Gram distance, relative", {"gram": (": 1st block", None), "gram, second block": (": 2nd block", "w")}),
-    ("silhouette", "overlap with the mask (IoU)", {"iou": ("", None)}),
-    ("silhouette", "denoising loss with the mask\n(1: real images)", {"loss": ("", None)}),
-)
+TITLES = {FREE: "", "class": "to a class", "style": "to the style of", "silhouette": "to a silhouette"}
+SHOWN_FIRST = {"style": ("references", "the reference"), "silhouette": ("masks", "the mask")}
 
 
-def main(output: Path) -> None:
-    pictures, numbers, seconds = {}, {}, {}
-    for name in MODELS:
+def main(output: Path, asked: Options = DEFAULT) -> None:
+    names = MODELS if asked.model is None else [asked.model]
+    if not set(names) <= set(DATA):
+        if asked.images is None:
+            raise ValueError(
+                "images is None; guidance of another model than 'mnist' or 'fashion' takes a folder of references"
+            )
+    else:
+        asked.refuse("the references of a bundled model are its test images", "images")
+    seed, pictures, numbers, seconds = asked.seed_or(SEED), {}, {}, {}
+    for name in names:
+        print(f"{name} …")
         start = time.perf_counter()
-        pictures[name], numbers[name] = study(name)
+        model = asked.load(name)
+        if name in DATA:
+            pictures[name], numbers[name] = study(model, name, SAMPLES, seed)
+        else:
+            pictures[name], numbers[name] = styled(model, asked.pictures(model, SAMPLES), seed)
         seconds[name] = round(time.perf_counter() - start, 1)
-    settings = {"samples": SAMPLES, "num_inference_steps": STEPS, "inner_steps": schedules(), "threshold": THRESHOLD}
-    save_figure(draw(pictures, numbers), output / "fig12_style_mask", model=MODELS, seed=SEED, settings=settings,
-                numbers=numbers, timings={"seconds": seconds})  # fmt: skip
+    own = {"num_inference_steps": STEPS, "inner_steps": schedules(), "threshold": THRESHOLD}
+    settings = {"samples": len(pictures[names[0]][FREE])} | (own if names[0] in DATA else PAPERS)
+    asked.save(draw(pictures), output / "fig12_style_mask", model=MODELS, seed=seed, settings=settings,
+                numbers={"Gram distance, relative": numbers}, timings={"seconds": seconds})  # fmt: skip
 
 
 def schedules() -> dict[str, list[int]]:
@@ -63,145 +66,98 @@ def schedules() -> dict[str, list[int]]:
     return {"class": early, "style": early, "silhouette": late}
 
 
-def study(name: str) -> tuple[dict[str, Tensor], dict]:
-    """The images of each row, and what is measured on them."""
-    print(f"{name} …")
-    model = fcs_lab.load(name, device="cpu")
+def study(model: fcs_lab.Denoiser, name: str, samples: int, seed: int) -> tuple[dict, dict[str, float]]:
+    """The images of each row, and how far their styles are from the references'."""
     load, kind = DATA[name]
-    images, labels = load(256)
+    images, _ = load(256)
     classifier = load_classifier(kind)
-    asked = torch.arange(SAMPLES) % 10
     brightness = images.flatten(1).mean(1).argsort()
-    references = images[torch.stack([brightness[:SAMPLES], brightness.flip(0)[:SAMPLES]], 1).flatten()[:SAMPLES]]
-    outlined = images[-SAMPLES:]
-    masks = outlined > THRESHOLD
-    tasks = {
-        "class": class_guidance(classifier, asked),
-        "style": style(references, classifier.features[:7]),
-        "silhouette": silhouette(masks, threshold=THRESHOLD),
-    }
+    references = images[torch.stack([brightness[:samples], brightness.flip(0)[:samples]], 1).flatten()[:samples]]
+    masks = images[-samples:] > THRESHOLD
+    features = classifier.to(model.device).features[:7]
 
-    def measure(kind: str, images: Tensor) -> dict[str, float]:
-        found = {}
-        if kind in ("class", FREE):
-            found["share"] = accuracy(classifier, images, asked)
-            found["share, nearest image"] = (judge(images) == asked).float().mean().item()
-        if kind in ("style", FREE):
-            for label, last in (("gram", 7), ("gram, second block", 14)):
-                found[label] = gram_distance(images, references, classifier.features[:last])
-        if kind in ("silhouette", FREE):
-            found["iou"] = mask_iou(images > THRESHOLD, masks)
-            found["loss"] = (denoising_loss(model, images).mean() / denoising_loss(model, outlined).mean()).item()
-        return {key: float(f"{value:.4g}") for key, value in found.items()}
+    def task(kind: str, part: Tensor) -> fcs_lab.CostConstraint:
+        if kind == "class":
+            return class_guidance(classifier, asked_for(samples)[part])
+        return style(references[part], features) if kind == "style" else silhouette(masks[part], threshold=THRESHOLD)
 
-    judge = NearestImage(images, labels)
-    rows = {"references": references, "masks": masks * 2.0 - 1, FREE: draw_samples(model)}
-    numbers = {FREE: measure(FREE, rows[FREE]), "accuracy of the nearest image": judge.accuracy}
-    for kind, task in tasks.items():
+    settings = {"num_inference_steps": STEPS}
+    rows = {"references": references, "masks": masks * 2.0 - 1, FREE: draw_samples(model, None, samples, seed, **settings)}
+    for kind, inner_steps in schedules().items():
         for label, direction in DIRECTIONS.items():
-            rows[kind, label] = draw_samples(model, task, inner_steps=schedules()[kind], direction=direction)
-            numbers[f"{kind}: {label}"] = measure(kind, rows[kind, label])
-    if isinstance(model, fcs_lab.LatentDenoiser):
-        prompts = [f"a photo of {GARMENTS[i]}" for i in asked]
-        prompted = draw_samples(model.with_prompt(prompts, guidance_scale=GUIDANCE_SCALE))
-        numbers[f"class: {PROMPTED}"] = measure("class", prompted)
-    return rows, numbers
+            of_kind = {"inner_steps": inner_steps, "direction": direction} | settings
+            rows[kind, label] = draw_samples(model, lambda part, kind=kind: task(kind, part), samples, seed, **of_kind)
+    return rows, distances(rows, references, features)
 
 
-def draw_samples(model: fcs_lab.Denoiser, task: fcs_lab.CostConstraint | None = None, **options) -> Tensor:
-    """Images from the same noise, whatever the task."""
-    generators = [torch.Generator().manual_seed(SEED + i) for i in range(SAMPLES)]
-    return fcs_lab.sample(model, task, num_inference_steps=STEPS, batch_size=SAMPLES, generator=generators, **options).images
+def styled(model: fcs_lab.Denoiser, references: Tensor, seed: int) -> tuple[dict, dict[str, float]]:
+    """`study` of any model, for style alone, by CLIP."""
+    features, count = load_clip(device=model.device), len(references)
+    rows = {"references": references, FREE: draw_samples(model, None, count, seed, num_inference_steps=STEPS)}
+    for label, direction in DIRECTIONS.items():
+        rows["style", label] = draw_samples(
+            model, lambda part: style(references[part], features), count, seed, direction=direction, **PAPERS
+        )
+    return rows, distances(rows, references, features)
 
 
-class NearestImage:
-    """A judge that had no part in the guidance: the class of the nearest test image, shifted by a pixel at most."""
+def asked_for(samples: int) -> Tensor:
+    """The class that each sample is guided to."""
+    return torch.arange(samples) % 10
 
-    def __init__(self, images: Tensor, labels: Tensor):
-        self.labels = labels
-        blurred = avg_pool2d(images + 1, 3, 1, 1)
-        shifts = [blurred.roll((dy, dx), (2, 3)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        self.shifted = [shifted.flatten(1) for shifted in shifts]
-        own = self._distances(images).fill_diagonal_(torch.inf)  # each by the others
-        self.accuracy = round((labels[own.argmin(1)] == labels).float().mean().item(), 3)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.labels[self._distances(images).argmin(1)]
-
-    def _distances(self, images: Tensor) -> Tensor:
-        blurred = avg_pool2d(images + 1, 3, 1, 1).flatten(1)
-        return torch.stack([torch.cdist(blurred, shifted) for shifted in self.shifted]).amin(0)
+def draw_samples(model: fcs_lab.Denoiser, task, count: int, seed: int, **settings) -> Tensor:
+    """Images from the same noise, whatever the task, which is made for the samples of these numbers."""
+    numbers = torch.arange(count).reshape(-1, 1, 1, 1).expand(-1, *as_model(model).image_shape)
+    made = None if task is None else lambda some: task(some[:, 0, 0, 0])
+    return options.sample(model, made, numbers, seed, **settings).images
 
 
 @torch.no_grad()
-def gram_distance(images: Tensor, references: Tensor, features: torch.nn.Module) -> float:
-    """‖G − G_ref‖_F / ‖G_ref‖_F, the mean over the images."""
-    G, wanted = gram(features(images)), gram(features(references))
-    return (torch.linalg.matrix_norm(G - wanted) / torch.linalg.matrix_norm(wanted)).mean().item()
+def distances(rows: dict, references: Tensor, features: torch.nn.Module) -> dict[str, float]:
+    """‖G − G_ref‖_F / ‖G_ref‖_F of the unguided samples and of those guided to the style, the means."""
+    found = {FREE: rows[FREE]} | {label: rows["style", label] for label in DIRECTIONS}
+    return {label: gram_distances(images, references, features).mean().item() for label, images in found.items()}
 
 
-def mask_iou(found: Tensor, wanted: Tensor) -> float:
-    """Intersection over union, the mean over the images."""
-    return ((found & wanted).flatten(1).sum(1) / (found | wanted).flatten(1).sum(1)).mean().item()
+def gram_distances(images: Tensor, references: Tensor, features: torch.nn.Module) -> Tensor:
+    """‖G − G_ref‖_F / ‖G_ref‖_F, (B,)."""
+    device = next(features.parameters()).device
+    G, wanted = (gram(features(some.to(device))).cpu() for some in (images, references))
+    return torch.linalg.matrix_norm(G - wanted) / torch.linalg.matrix_norm(wanted)
 
 
-def draw(pictures: dict[str, dict], numbers: dict[str, dict]) -> Figure:
-    sections = {
-        "": {FREE: FREE},
-        "to a class": {("class", label): label for label in DIRECTIONS},
-        "to the style of": {"references": "the reference", **{("style", label): label for label in DIRECTIONS}},
-        "to a silhouette": {"masks": "the mask", **{("silhouette", label): label for label in DIRECTIONS}},
-    }
-    count = min(SHOWN, SAMPLES)
-    size, label_width, gap, space, measured = 0.62, 1.4, 0.35, 0.3, 2.7
-    width = label_width + len(MODELS) * (count * size + gap)
-    height = sum(len(rows) for rows in sections.values()) * size + len(sections) * space + measured + 0.2
+def draw(pictures: dict[str, dict]) -> Figure:
+    rows = next(iter(pictures.values()))
+    sections: dict[str, dict] = {FREE: {FREE: FREE}}
+    for kind in ("class", "style", "silhouette"):
+        if (kind, next(iter(DIRECTIONS))) in rows:
+            given = [SHOWN_FIRST[kind]] if kind in SHOWN_FIRST else []
+            sections[kind] = dict(given) | {(kind, label): label for label in DIRECTIONS}
+    count = len(rows[FREE])
+    size, label_width, gap, space = 0.62, 1.4, 0.35, 0.3
+    width = label_width + len(pictures) * (count * size + gap)
+    height = sum(len(some) for some in sections.values()) * size + len(sections) * space + 0.2
     figure = Figure(figsize=(width, height))
-    for m, name in enumerate(MODELS):
+    for m, (name, rows) in enumerate(pictures.items()):
         x, y = label_width + m * (count * size + gap), height - 0.1
-        figure.text((x + count * size / 2) / width, y / height, name, ha="center", va="top", fontsize=11)
-        for title, rows in sections.items():
+        figure.text((x + count * size / 2) / width, y / height, Path(name).name, ha="center", va="top", fontsize=11)
+        for kind, section in sections.items():
             y -= space
             if m == 0:
-                figure.text(0.01, (y + 0.04) / height, title, fontsize=10, fontweight="bold", va="bottom")
-            for row, label in rows.items():
+                figure.text(0.01, (y + 0.04) / height, TITLES[kind], fontsize=10, fontweight="bold", va="bottom")
+            for row, label in section.items():
                 y -= size
                 for c in range(count):
-                    axes = figure.add_axes((x / width + c * size / width, y / height, 0.58 / width, 0.58 / height))
-                    show(axes, pictures[name][row][c])
-                    if title == "to a class" and row == next(iter(rows)):
+                    axes = figure.add_axes(((x + c * size) / width, y / height, 0.58 / width, 0.58 / height))
+                    show(axes, rows[row][c])
+                    if kind == "class" and row == next(iter(section)):
                         asked = GARMENTS[c % 10].split()[-1] if name == "fashion" else str(c % 10)
                         axes.set_title(asked, fontsize=8, pad=2)
                     if m == c == 0:
                         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-    labels = [FREE, *DIRECTIONS, PROMPTED]
-    left, room = 1.5, (width - 1.65) / len(PANELS)
-    for i, (kind, title, measures) in enumerate(PANELS):
-        axes = figure.add_axes(((left + i * room) / width, 0.85 / height, (room - 0.25) / width, (measured - 1.25) / height))
-        for m, name in enumerate(MODELS):
-            for measure, (what, face) in measures.items():
-                found = [numbers[name].get(label if label == FREE else f"{kind}: {label}", {}) for label in labels]
-                points = [(row[measure], -k + 0.15 * (1 - 2 * m)) for k, row in enumerate(found) if measure in row]
-                axes.plot(
-                    *zip(*points, strict=True), "os"[m], color=f"C{m}", ms=6, mfc=face or f"C{m}", label=f"{name}{what}"
-                )
-        axes.set_yticks([-k for k in range(len(labels))], labels if i == 0 else [], fontsize=8)
-        axes.set_ylim(-len(labels) + 0.5, 0.5)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(
-            fontsize=6.5,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.12),
-            ncols=len(measures),
-            columnspacing=0.6,
-            handletextpad=0.1,
-        )
     return figure
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    main(parser.parse_args().output)
+    main(*options.parse(__doc__))

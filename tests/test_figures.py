@@ -2,23 +2,37 @@
 
 import importlib.util
 import json
+import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_pipelines as tiny
 import torch
 from PIL import Image
 
 import fcs_lab
+from fcs_lab.classifier import load_classifier
 from fcs_lab.zoo import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "figures" / "output"
 FIGURES = sorted((ROOT / "figures").glob("fig*.py"))
 TABLES = sorted((ROOT / "figures").glob("tab*.py"))
+DIGITS_ONLY = ("fig06_convergence", "fig08_invertibility")  # figures of the bundled digits alone
+SMALL = {"DIGITS": 2, "DIGIT": 0, "SAMPLES": 2, "PAIRS": 2, "STEPS": 3, "INNER": 2, "TIMESTEPS": (500,)}
+EXPENSIVE = {  # what is small there
+    "fig03_je_pixel": {"ITERATIONS": 3},
+    "fig08_invertibility": {"TIMESTEPS": ()},  # of the trained model: a dense J takes long
+    "fig13_inverse": {"DIGITS": 1, "STEPS": 1, "INNER": 1, "ITERATIONS": 2},
+    "fig14_convergence_run": {"DIGITS": 1, "STEPS": 2},
+}
 
 
 def script(path: Path, monkeypatch, **settings):
     """The script as a module, its settings made small."""
+    monkeypatch.syspath_prepend(path.parent)  # as for a script that is run
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,8 +45,7 @@ def script(path: Path, monkeypatch, **settings):
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
 def test_a_figure_twice_gives_the_same_numbers(path, tmp_path, monkeypatch):
-    timesteps = () if path.stem == "fig08_invertibility" else (500,)  # of the trained model: a dense J takes long
-    module = script(path, monkeypatch, DIGITS=2, DIGIT=0, SAMPLES=2, PAIRS=2, STEPS=3, INNER=2, TIMESTEPS=timesteps)
+    module = script(path, monkeypatch, **SMALL | EXPENSIVE.get(path.stem, {}))
     records = []
     for run in ("first", "second"):
         module.main(tmp_path / run)
@@ -45,6 +58,168 @@ def test_a_figure_twice_gives_the_same_numbers(path, tmp_path, monkeypatch):
     assert first == second
     assert first["command"] == f"python figures/{path.name}"
     assert {"model", "seed", "settings", "numbers", "versions"} <= first.keys()
+    assert f"figures/{path.name}" in first["drawn_by"]
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory) -> Path:
+    """A tiny model in Stable Diffusion's layout, in a folder, with one of pictures of other sizes beside it."""
+    folder = tmp_path_factory.mktemp("sd")
+    tiny.sd().save_pretrained(folder / "model", safe_serialization=True)
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(40, 50), (64, 48), (32, 32), (90, 90)]):
+        picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(size)
+        picture.save(folder / "pictures" / f"{i}.png")
+    return folder
+
+
+def run(path: Path, monkeypatch, output: Path, *arguments: str, **settings) -> dict:
+    """The record of a command line, its settings made small."""
+    module = script(path, monkeypatch, **SMALL | EXPENSIVE.get(path.stem, {}) | settings)
+    command = [*arguments, "--output", str(output)]
+    monkeypatch.setattr("sys.argv", [str(path), *command])
+    module.main(*module.options.parse(module.__doc__, command))
+    return json.loads((output / f"{path.stem}.json").read_text())
+
+
+@pytest.mark.parametrize("path", [path for path in FIGURES if path.stem not in DIGITS_ONLY], ids=lambda path: path.stem)
+def test_a_figure_of_another_model_and_pictures(path, stable_diffusion, tmp_path, monkeypatch, capsys):
+    small = {
+        "fig07_fd_error": {"STEPS": 2},
+        "fig10_layers": {"LAYERS": (2,)},
+        "fig12_style_mask": {"PAPERS": {"num_inference_steps": 3, "inner_steps": 1, "step_size": 0.5}},
+    }.get(path.stem, {})
+    clip = load_classifier("digits").features[:7]
+    monkeypatch.setattr("fcs_lab.features.load_clip", lambda device: Grey(clip))
+    model, images = str(stable_diffusion / "model"), str(stable_diffusion / "pictures")
+    arguments = ["--model", model, "--images", images, "--prompt", "a dress", "--seed", "5", "--device", "cpu"]
+    record = run(path, monkeypatch, tmp_path, *arguments, **small)
+    assert record["seed"] == 5 and record["model"]["name"] == model
+    asked = {"prompt": "a dress", "device": "cpu"}
+    assert asked.items() <= record["settings"].items() and images in record["settings"].values()
+    assert len(record["model"]["sha256"]) == 3  # the U-Net's, the VAE's and the text encoder's weights
+    assert record["command"].startswith(f"python figures/{path.name} --model ")
+    assert Image.open(tmp_path / f"{path.stem}.png").size[0] > 100
+    said = capsys.readouterr().out
+    assert "0.png: The picture's middle was resized from 40×50 to 32×32 pixels." in said
+
+
+class Grey(torch.nn.Module):
+    """A feature extractor of colours, of one of grey levels."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def forward(self, images):
+        return self.features(images.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("stem", ["fig01_half_image", "fig03_je_pixel", "fig15_je_jt_sheet"])
+def test_a_figure_of_the_bundled_latent_model(stem, tmp_path, monkeypatch):
+    path = ROOT / "figures" / f"{stem}.py"
+    record = run(path, monkeypatch, tmp_path, "--model", "fashion", "--dtype", "float32", STEPS=2)
+    assert record["model"]["name"] == "fashion" and record["settings"]["dtype"] == "float32"
+    assert next(iter(record["model"]["sha256"])).startswith("fashion/")
+
+
+@pytest.mark.parametrize("stem", DIGITS_ONLY)
+@pytest.mark.parametrize("option", [("model", "fashion"), ("images", "."), ("prompt", "a dress"), ("dtype", "float16")])
+def test_a_figure_of_the_digits_refuses_others(stem, option, tmp_path, monkeypatch):
+    name, value = option
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; .* so leave --{name} out"):
+        run(ROOT / "figures" / f"{stem}.py", monkeypatch, tmp_path, f"--{name}", value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stem", "arguments", "error"),
+    [
+        ("fig07_fd_error", ["--dtype", "float16"], "dtype is 'float16'; this figure compares the precisions"),
+        ("fig10_layers", ["--model", "emoji"], "model is 'emoji'; composites can be made for"),
+        ("fig12_style_mask", ["--model", "emoji"], "images is None"),
+        ("fig12_style_mask", ["--images", "."], "images is '.'; the references of a bundled model"),
+        ("fig01_half_image", ["--images", "no such folder"], "images is 'no such folder'; expected a folder with pictures"),
+        ("fig01_half_image", ["--prompt", "a dress"], "prompt is 'a dress', but mnist is an unconditional model"),
+        ("fig01_half_image", ["--device", "cuda:99"], "device is 'cuda:99'"),
+        ("fig01_half_image", ["--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_a_wrong_option_is_named_before_any_work(stem, arguments, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("fcs_lab.sample", lambda *_, **__: pytest.fail("sampled"))
+    module = script(ROOT / "figures" / f"{stem}.py", monkeypatch, **SMALL)
+    with pytest.raises(ValueError, match=re.escape(error)):
+        module.main(*module.options.parse(module.__doc__, ["--output", str(tmp_path), *arguments]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_algorithm_1_in_the_whole_run_is_samples_own(tmp_path, monkeypatch):
+    """fig14 drives Algorithm 1 with another scaling; with its own it is `sample`, and its errors are the trace's."""
+    module = script(ROOT / "figures" / "fig14_convergence_run.py", monkeypatch, STEPS=2, INNER=2)
+    monkeypatch.setattr(module, "largest_eigenvalue", lambda *_: 2.0)
+    model, truth = fcs_lab.load("mnist", device="cpu"), fcs_lab.load_digits(1)[0]
+    task = fcs_lab.Inpainting(truth, module.options.right_half(model))
+    found = module.run(model, task, None, 3)
+    trace = fcs_lab.sample(
+        model, task, num_inference_steps=2, inner_steps=2, generator=torch.Generator().manual_seed(3), progress=False
+    ).trace
+    assert found["before"] == [entry.error_norm.item() for entry in trace if entry.inner_step == 0]
+    assert found["after"] == [entry.error_norm.item() for entry in trace if entry.inner_step == 2]
+    # λ = 400/μ_max² with μ_max = 2: steps a hundred times J e, which blow up.
+    fixed = module.run(model, task, 400.0, 3)
+    assert fixed["diverges at t"] and fixed["after"][-1] > 10 * found["after"][-1]
+
+
+@pytest.mark.parametrize("stem", ["tab16_super_resolution", "tab17_joined", "tab18_guidance"])
+def test_a_table_of_a_figures_methods(stem, tmp_path, monkeypatch):
+    small = {"DIGITS": 2, "PAIRS": 2, "SAMPLES": 4, "STEPS": 2, "INNER": 1, "FACTORS": (8,), "MODELS": ("mnist",)}
+    if stem == "tab16_super_resolution":
+        del small["MODELS"]
+    module = script(ROOT / "figures" / f"{stem}.py", monkeypatch, **small)
+    if stem == "tab17_joined":
+        monkeypatch.setattr(module, "JUDGES", {"mnist": "digits"})
+    for figure in (getattr(module, name, None) for name in ("fig11", "fig12")):
+        for name in ("STEPS", "INNER") if figure else ():
+            monkeypatch.setattr(figure, name, small[name])
+    module.main(tmp_path)
+    numbers = json.loads((tmp_path / f"{stem}.json").read_text())["numbers"]["mnist"]
+    table = (tmp_path / f"{stem}.md").read_text()
+    if stem == "tab16_super_resolution":
+        assert set(numbers["×8"]) == {"the truth", "bicubic", "newton", "newton, K doubled, λ = 0.1"}
+        assert "psnr" not in numbers["×8"]["the truth"] and numbers["×8"]["the truth"]["data_consistency"]["mean"] < 1e-6
+    elif stem == "tab17_joined":
+        assert numbers["real images"]["loss"]["mean"] == 1 and numbers["naive blend"]["seam"]["error"] > 0
+    else:
+        assert set(numbers["class: newton  Je"]) == {"share", "share, nearest image"}
+        assert set(numbers["style: gradient  Jᵀe"]) == {"gram", "gram, second block"}
+        assert set(numbers["silhouette: identity  e"]) == {"iou", "loss"}
+    assert table.count("±") > 5
+
+
+def commands() -> list[str]:
+    """The commands in the map from the paper, without what is to come."""
+    return re.findall(r"`((?:python figures|make )[^`]*)`", (ROOT / "notebooks" / "PAPER.md").read_text())
+
+
+def test_the_map_from_the_paper_has_commands():
+    assert len(commands()) > 30
+    assert {f"python figures/{path.name}" for path in FIGURES} <= set(commands())
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_a_command_of_the_map_exists_and_takes_its_arguments(command, monkeypatch):
+    program, script_or_target, *arguments = shlex.split(command)
+    if program == "make":
+        assert f"\n{script_or_target}:" in (ROOT / "Makefile").read_text()
+        return
+    path = ROOT / script_or_target
+    assert path.is_file()
+    if path in FIGURES:
+        module = script(path, monkeypatch)
+        module.options.parse(module.__doc__, arguments)
+    else:  # tables have none but --output
+        assert not arguments and path in TABLES
 
 
 def test_the_table_of_peers(tmp_path, monkeypatch):

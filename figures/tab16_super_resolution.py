@@ -19,7 +19,7 @@ from fcs_lab.metrics import data_consistency, psnr
 from fcs_lab.records import save_record
 
 MODELS = {"mnist": ("digits", fcs_lab.load_digits), "fashion": ("garments", fcs_lab.load_garments)}
-SEED, DIGITS, STEPS, FACTORS = 0, 64, 20, (2, 4, 8)
+SEED, DIGITS, STEPS, FACTORS = 0, 64, 10, (2, 4, 8)
 INNER, STEP_SIZE = 5, (0.5, 0.1)
 DOUBLED, ENCODER = "newton, K doubled, λ = 0.1", "newton, e through the encoder"
 

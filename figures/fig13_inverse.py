@@ -116,12 +116,12 @@ def draw(samples: dict[str, Tensor], steps: dict[int, dict[str, Tensor]], number
         top, found = 0.4 + r * (size + gap), numbers["samples"].get(name)
         lines = [name if found is None else f"d = {name}"]
         for half, measured in (("hidden", "mse_hidden"), ("given", "mse_known")) if found is not None else ():
-            error = "" if found[measured]["error"] is None else f" ± {found[measured]['error']:.3f}"
-            lines.append(f"MSE {half} {found[measured]['mean']:.3f}{error}")
+            error = "" if found[measured]["error"] is None else f" ± {found[measured]['error']:.2g}"
+            lines.append(f"MSE {half} {found[measured]['mean']:.2g}{error}")
         label(top, "\n".join(lines))
         for c, image in enumerate(images):
             panel(c, top, image, mask[0] if name == "given" else None)
-    title = f"x̂_0 before and after one step of length {STEP_SIZE:g} along d; what is left of the error"
+    title = f"One step of length {STEP_SIZE:g} along d: x̂_0, what is left of e"
     figure.text(0.02, 1 - (middle + 0.12) / height, title, fontsize=9, va="top", weight="bold")
     for r, name in enumerate(after):
         top = middle + 0.55 + r * (size + under)

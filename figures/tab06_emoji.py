@@ -26,7 +26,7 @@ from fcs_lab.records import save_figure
 from fcs_lab.training.emoji_pictures import STYLES, Pictures, held_out_concepts, read_pictures
 
 MODEL, SEED, STEPS, GUIDANCE, BATCH = "emoji", 0, 25, 2.5, 32
-PROMPTS, SAMPLES, PAIRS = 100, 256, 12
+PROMPTS, SAMPLES, HELD, PAIRS = 100, 64, 256, 12  # HELD pictures of concepts that it was not trained on
 CACHE = Path(__file__).parents[1] / "runs" / "emoji"
 
 
@@ -35,7 +35,7 @@ def main(output: Path, read: Callable[[], Pictures] = lambda: read_pictures(None
     pictures = read()
     pictures = pictures.without(set(held_out_concepts(pictures)))
     train, model, judge = on_white(pictures.rgba), fcs_lab.load(MODEL), load_classifier("emoji")
-    test, _, names = fcs_lab.load_emoji(SAMPLES)
+    test, _, names = fcs_lab.load_emoji(HELD)
     rng = random.Random(SEED)
 
     asked = [
@@ -74,6 +74,7 @@ def main(output: Path, read: Callable[[], Pictures] = lambda: read_pictures(None
         settings={
             "prompts": PROMPTS,
             "samples": SAMPLES,
+            "held_out_pictures": HELD,
             "num_inference_steps": STEPS,
             "eta": 0.0,
             "guidance_scale": GUIDANCE,
@@ -125,7 +126,7 @@ class Features(nn.Module):
 
 def distances(judge: Classifier, images: Tensor, truth: Tensor) -> dict:
     """KID and FID on the judge's features."""
-    kid = KernelInceptionDistance(Features(judge), subsets=50, subset_size=min(100, len(truth)))
+    kid = KernelInceptionDistance(Features(judge), subsets=50, subset_size=min(100, len(images), len(truth)))
     fid = FrechetInceptionDistance(Features(judge))
     torch.manual_seed(SEED)  # of KID's subsets
     for metric in (kid, fid):
@@ -158,6 +159,7 @@ def memorisation(nearest: dict[str, tuple[Tensor, Tensor]], own: list[int]) -> d
     return {
         "n": n,
         "median_distance": {name: one[0].median().item() for name, one in nearest.items()},
+        "pictures": {name: len(one[0]) for name, one in nearest.items()},
         "copy_limit": limit,
         "copied": [copied.mean().item(), (copied.var(unbiased=True) / n).sqrt().item()],
         "nearest_is_the_prompts_own": [ours.mean().item(), (ours.var(unbiased=True) / n).sqrt().item()],
@@ -203,7 +205,7 @@ def as_markdown(numbers: dict) -> str:
             memory["n"],
         ),
         *(
-            (f"median distance to the nearest training picture: {name}", f"{distance:.3f}", memory["n"])
+            (f"median distance to the nearest training picture: {name}", f"{distance:.3f}", memory["pictures"][name])
             for name, distance in memory["median_distance"].items()
         ),
     ]

@@ -137,7 +137,9 @@ def _save_state(
     partial.replace(out / "state.safetensors")
 
 
-def _resume(out: Path, parameters: list[nn.Parameter], ema: EMAModel, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
+def _resume(
+    out: Path, parameters: list[nn.Parameter], ema: EMAModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, Tensor]:
     path = out / "state.safetensors"
     if not path.exists():
         return 0, parameters[0].new_zeros((), dtype=torch.float64)

@@ -24,6 +24,7 @@ __all__ = [
     "mask_iou",
     "masked_mse",
     "match_layers",
+    "mean_and_error",
     "psnr",
     "with_error",
 ]
@@ -159,8 +160,8 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
 
 @ordinary()
 @typed
-def with_error(values: Tensor) -> str:
-    """The mean and its standard error in words: "0.165 ± 0.013 (n = 64)"; of Booleans, "84% ± 5% (n = 64)".
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean and its standard error, of values of independent images; of those that are not, see `clustered`.
 
     Args:
         values: (n,), one of each image, with n of at least 2: of floating dtype, or Boolean.
@@ -169,12 +170,23 @@ def with_error(values: Tensor) -> str:
         raise ValueError(f"values is {describe(values)}; expected at least two, (n,), floating or Boolean")
     check_tensor("values", values, len(values), like="any")
     v = values.double()
-    mean, error = v.mean().item(), v.std().item() / len(v) ** 0.5
+    return v.mean().item(), v.std().item() / len(v) ** 0.5
+
+
+@ordinary()
+@typed
+def with_error(values: Tensor) -> str:
+    """The mean and its standard error in words: "0.165 ± 0.013 (n = 64)"; of Booleans, "84% ± 5% (n = 64)".
+
+    Args:
+        values: As for `mean_and_error`.
+    """
+    mean, error = mean_and_error(values)
     if values.dtype == torch.bool:
-        return f"{mean:.0%} ± {error:.0%} (n = {len(v)})"
+        return f"{mean:.0%} ± {error:.0%} (n = {len(values)})"
     # As many digits as the error's first two need, and no more than six.
     digits = min(6, max(0, 1 - math.floor(math.log10(error)))) if 0 < error < math.inf else 3
-    return f"{mean:.{digits}f} ± {error:.{digits}f} (n = {len(v)})"
+    return f"{mean:.{digits}f} ± {error:.{digits}f} (n = {len(values)})"
 
 
 @ordinary()

@@ -6,7 +6,6 @@ is kept in runs/tab07, and is not run again while its settings are the same.
 """
 
 import argparse
-import hashlib
 import inspect
 import json
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cells import kept
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -27,7 +27,7 @@ from fcs_lab.constraints import Constraint
 from fcs_lab.data import GARMENTS as GARMENT_NAMES
 from fcs_lab.data import read_mnist, scale
 from fcs_lab.fast import fast
-from fcs_lab.metrics import masked_mse
+from fcs_lab.metrics import masked_mse, mean_and_error
 from fcs_lab.records import save_figure
 from fcs_lab.sampler import Settings, drive
 from fcs_lab.zoo import WEIGHTS
@@ -58,15 +58,12 @@ def main(output: Path, read: Callable[[], tuple[Tensor, Tensor]], cache: Path = 
     for method, evaluations, name in cells():
         settings = settings_of(method, evaluations)
         cell = {"method": method, "task": name, "budget": evaluations, "settings": defaults_of(method) | settings}
-        stored = cache / f"{_key(cell)}.json"
-        if not stored.exists():
-            print(f"{method}, {name}, {evaluations} evaluations")
-            row = cell | measure(method, settings, garments if name in GARMENTS else digits, name)
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            partial = stored.with_suffix(".part")
-            partial.write_text(json.dumps(row))
-            partial.replace(stored)
-        row = json.loads(stored.read_text())
+
+        def compute(method=method, settings=settings, name=name, cell=cell):
+            print(f"{method}, {name}, {cell['budget']} evaluations")
+            return cell | measure(method, settings, garments if name in GARMENTS else digits, name)
+
+        row = kept(cache, f"{method}-{evaluations}", told(cell), compute)
         seconds[f"{method}, {name}, {evaluations}"] = row.pop("seconds")
         rows.append(row)
     numbers = {"rows": [row | summary(row, rows) for row in rows]}
@@ -192,24 +189,18 @@ def summary(row: dict, rows: list[dict]) -> dict:
     reference = torch.tensor(newton["mse_each"])
     difference = torch.tensor(row["mse_each"]) - reference
     return {
-        "value": _mean(error),
-        "named": _mean(named),
-        "to_newton": _mean(difference),
+        "value": mean_and_error(error),
+        "named": mean_and_error(named),
+        "to_newton": mean_and_error(difference),
         "ratio_to_newton": (torch.tensor(row["mse_each"]).mean() / reference.mean()).item(),
     }
 
 
-def _mean(values: Tensor) -> list[float]:
-    """The mean and its standard error."""
-    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
-
-
-def _key(cell: dict) -> str:
-    """A file's name for a cell: its settings, the digits and the weights in it."""
+def told(cell: dict) -> list:
+    """All that a cell depends on: its settings, the digits and the weights."""
     sums = json.loads((WEIGHTS / "checksums.json").read_text())
     weights = sums["mnist-inpainting" if cell["method"] == "tuned" else "fashion" if cell["task"] in GARMENTS else MODEL]
-    told = json.dumps([cell, FIRST, DIGITS, SEED, weights], sort_keys=True)
-    return f"{cell['method']}-{cell['budget']}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    return [cell, FIRST, DIGITS, SEED, weights]
 
 
 KINDS = {

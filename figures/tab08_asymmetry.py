@@ -12,18 +12,18 @@ rows differ in nothing else.
 
 import argparse
 import hashlib
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from cells import kept
 from torch import Tensor
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
 from fcs_lab.denoisers import add_noise, alpha_bar_at
-from fcs_lab.metrics import masked_mse
+from fcs_lab.metrics import masked_mse, mean_and_error
 from fcs_lab.plots import Figure
 from fcs_lab.probes import JacobianOperator, measure_symmetry
 from fcs_lab.records import save_figure
@@ -102,20 +102,19 @@ def asymmetry(model: fcs_lab.Denoiser, truth: Tensor) -> dict[str, list[float]]:
     return {"relative_skew": skew, "cosine": cosine}
 
 
-def networks(kept: Path) -> dict[str, dict]:
+def networks(cache: Path) -> dict[str, dict]:
     truth, labels = fcs_lab.load_digits(DIGITS)
     found = {}
     for folder in checkpoints(MODEL):
-        path = kept / f"{_key(folder)}.json"
-        if not path.exists():
+
+        def compute(folder=folder):
             print(f"{folder.name} …", flush=True)
             model = fcs_lab.load(folder, device="cpu")
-            cell = asymmetry(model, truth) | {"completed": complete(model, truth, labels)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps(cell))
-            partial.replace(path)
-        found[folder.name] = json.loads(path.read_text())
+            return asymmetry(model, truth) | {"completed": complete(model, truth, labels)}
+
+        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("**/*.safetensors"))]
+        told = [SEED, DIGITS, STEPS, INNER, TIMESTEPS, PROBED, PROBES, weights]
+        found[folder.name] = kept(cache, folder.name, told, compute)
     return found
 
 
@@ -137,9 +136,9 @@ def gaussians() -> dict[str, dict]:
     return found
 
 
-def main(output: Path, kept: Path = CACHE) -> None:
+def main(output: Path, cache: Path = CACHE) -> None:
     start = time.perf_counter()
-    numbers = {"networks": summary(networks(kept)), "gaussians": summary(gaussians())}
+    numbers = {"networks": summary(networks(cache)), "gaussians": summary(gaussians())}
     save_figure(
         draw(numbers),
         output / "tab08_asymmetry",
@@ -166,28 +165,15 @@ def summary(rows: dict[str, dict]) -> dict[str, dict]:
     """Means and standard errors, and J e less each of the others, paired by image."""
     found = {}
     for name, row in rows.items():
-        values = row["completed"]
-        found[name] = {key: [round(v, 4) for v in row[key]] for key in ("relative_skew", "cosine") if key in row}
+        values = {d: {metric: torch.tensor(v) for metric, v in of_d.items()} for d, of_d in row["completed"].items()}
+        found[name] = {key: row[key] for key in ("relative_skew", "cosine") if key in row}
         for direction in DIRECTIONS:
-            found[name][direction] = {metric: mean(v) for metric, v in values[direction].items()}
+            found[name][direction] = {metric: mean_and_error(v) for metric, v in values[direction].items()}
         for other in ("gradient", "identity"):
             found[name][f"newton less {other}"] = {
-                m: mean((np.array(values["newton"][m]) - values[other][m]).tolist()) for m in values["newton"]
+                m: mean_and_error(v - values[other][m]) for m, v in values["newton"].items()
             }
     return found
-
-
-def mean(values: list[float]) -> list[float]:
-    """The mean and its standard error, rounded to what means something."""
-    v = np.array(values)
-    return [float(f"{v.mean():.4g}"), float(f"{v.std(ddof=1) / len(v) ** 0.5:.2g}")]
-
-
-def _key(folder: Path) -> str:
-    """A file's name for a checkpoint: the settings and its weights in it."""
-    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("**/*.safetensors"))]
-    told = json.dumps([SEED, DIGITS, STEPS, INNER, TIMESTEPS, PROBED, PROBES, weights], sort_keys=True)
-    return f"{folder.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def draw(numbers: dict) -> Figure:

@@ -5,7 +5,6 @@ finished is kept in runs/tab13 and not run again.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from cells import kept
 from torch import Tensor
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
 from fcs_lab.composites import make_composites
 from fcs_lab.features import class_guidance, gram, silhouette, style
-from fcs_lab.metrics import data_consistency, denoising_loss, mask_iou, masked_mse, psnr
+from fcs_lab.metrics import data_consistency, denoising_loss, mask_iou, masked_mse, mean_and_error, psnr
 from fcs_lab.records import save_record
 from fcs_lab.zoo import WEIGHTS
 
@@ -240,19 +240,18 @@ SECTIONS: dict[str, tuple[str, Callable[[], dict[str, Row]]]] = {
 }
 
 
-def main(output: Path, kept: Path = CACHE) -> None:
+def main(output: Path, cache: Path = CACHE) -> None:
     found, seconds = {}, {}
     for name, (_, measure) in SECTIONS.items():
-        path = kept / f"{_key(name)}.json"
-        if not path.exists():
+
+        def compute(name=name, measure=measure):
             print(f"{name} …", flush=True)
             start = time.perf_counter()
-            rows = measure()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps({"rows": rows, "seconds": round(time.perf_counter() - start, 1)}))
-            partial.replace(path)
-        cell = json.loads(path.read_text())
+            return {"rows": measure(), "seconds": round(time.perf_counter() - start, 1)}
+
+        sums = json.loads((WEIGHTS / "checksums.json").read_text())
+        told = [name, SEED, DIGITS, STEPS, EARLY, sums[MODEL], sums["classifier"]]
+        cell = kept(cache, name.replace(" ", "-"), told, compute)
         found[name] = {row: {m: mean(v) for m, v in metrics.items()} for row, metrics in cell["rows"].items()}
         for row, metrics in cell["rows"].items():
             base = cell["rows"][reference(row, list(cell["rows"]))]
@@ -280,18 +279,9 @@ def reference(row: str, rows: list[str]) -> str:
     return next(one for one in rows if one.split(",")[0] == row.split(",")[0]) if "," in row else rows[0]
 
 
-def mean(values: list[float]) -> list[float]:
-    """The mean and its standard error, rounded to what means something."""
-    v = torch.tensor(values, dtype=torch.float64)
-    error = (v.std() / len(v) ** 0.5).item() if len(v) > 1 else 0.0
-    return [float(f"{v.mean().item():.4g}"), float(f"{error:.2g}")]
-
-
-def _key(section: str) -> str:
-    """A file's name for a section: its settings and the weights in it."""
-    sums = json.loads((WEIGHTS / "checksums.json").read_text())
-    told = json.dumps([section, SEED, DIGITS, STEPS, EARLY, sums[MODEL], sums["classifier"]], sort_keys=True)
-    return f"{section.replace(' ', '-')}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+def mean(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error; a count, which is one for all images, has none."""
+    return mean_and_error(torch.tensor(values, dtype=torch.float64)) if len(values) > 1 else (values[0], 0.0)
 
 
 def as_markdown(found: dict) -> str:
@@ -316,9 +306,10 @@ def _entry(metric: str, values: dict) -> str:
     if metric == "evaluations":
         return f"{value:g}"
     percent = metric in ("named", "asked class")
-    form = (lambda x, sign="": f"{x:{sign}.0%}") if percent else (lambda x, sign="": f"{x:{sign}.3g}")
+    form, of_error = (".0%", ".0%") if percent else (".3g", ".2g")
     less = values["less the reference"].get(metric)
-    return f"{form(value)} ± {form(error)}" + (f" ({form(less[0], '+')} ± {form(less[1])})" if less else "")
+    beside = f" ({less[0]:+{form}} ± {less[1]:{of_error}})" if less else ""
+    return f"{value:{form}} ± {error:{of_error}}{beside}"
 
 
 if __name__ == "__main__":

@@ -127,18 +127,14 @@ def train_emoji(
     def draw(generator: torch.Generator, n: int) -> Tensor:
         return arrange(pictures.rgba[torch.randint(len(pictures), (2 * n,), generator=generator)], generator)
 
-    # Each picture and its mirror image; the captions are the same.
-    one_way = torch.tensor([not ONE_WAY.isdisjoint(concept.split()) for concept in pictures.concepts])
-    images = on_white(pictures.rgba)
-    images = torch.cat([images, torch.where(one_way[:, None, None, None], images, images.flip(3))])
     if start_from is not None:
         vae = AutoencoderKL.from_pretrained(start_from / "vae").float().to(run.device).requires_grad_(False).eval()
-        latents = encode_all(vae, images, run)
+        latents = encode_all(vae, mirrored(pictures), run)
     else:
         vae = train_autoencoder(recipe, draw, out / "vae", run)
         if only == "autoencoder":
             return out / "vae" / "model"
-        latents = _standardise(vae, encode_all(vae, images, run))
+        latents = _standardise(vae, encode_all(vae, mirrored(pictures), run))
     if only != "unet":
         vae = train_autoencoder(recipe, draw, out / "decoder", run, decoder_of=vae, stage=recipe.decoder_stage)
         if only == "decoder":
@@ -153,7 +149,7 @@ def train_emoji(
     first = 1 + len(STYLES) + len(concepts)
 
     def draw_texts(generator: torch.Generator, batch: Tensor) -> Tensor:
-        batch = batch % len(pictures)
+        batch = batch % len(pictures)  # a mirror image has its picture's caption
         u = torch.rand(len(batch), generator=generator)
         rows = torch.where(u < EMPTY + NO_STYLE, concept_row[batch], first + batch)
         rows = torch.where(u < EMPTY, 0, rows)
@@ -213,6 +209,13 @@ def _standardise(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     before.bias[:c] = (before.bias[:c] - mean) / std
     before.bias[c:] -= 2 * std.log()
     return (latents - mean.cpu()[:, None, None]) / std.cpu()[:, None, None]
+
+
+def mirrored(pictures: Pictures) -> Tensor:
+    """N pictures on white, and then their mirror images, (2N, 3, H, W) in [-1, 1]; a one-way picture's is itself."""
+    one_way = torch.tensor([not ONE_WAY.isdisjoint(concept.split()) for concept in pictures.concepts])
+    images = on_white(pictures.rgba)
+    return torch.cat([images, torch.where(one_way[:, None, None, None], images, images.flip(3))])
 
 
 def arrange(rgba: Tensor, generator: torch.Generator) -> Tensor:

@@ -197,6 +197,41 @@ def test_a_table_of_a_figures_methods(stem, tmp_path, monkeypatch):
     assert table.count("±") > 5
 
 
+def test_the_table_of_asymmetry(tmp_path, monkeypatch):
+    """Of the exact denoiser plus s times a skew part the relative skew is s; with s = 0, J is symmetric and J e is Jᵀ e."""
+    small = {"DIGITS": 2, "STEPS": 2, "INNER": 1, "TIMESTEPS": (500,), "PROBED": 1, "PROBES": 2, "DRAWN": 8}
+    module = script(ROOT / "figures" / "tab08_asymmetry.py", monkeypatch, **small, SKEWS=(0.0, 0.4))
+    for run in ("first", "second"):
+        module.main(tmp_path / run, tmp_path / "cells")
+    records = [json.loads((tmp_path / run / "tab08_asymmetry.json").read_text()) for run in ("first", "second")]
+    assert records[0]["numbers"] == records[1]["numbers"] and len(list((tmp_path / "cells").iterdir())) == 5
+    assert set(records[0]["numbers"]["networks"]) == {folder.name for folder in fcs_lab.zoo.checkpoints("mnist")}
+    symmetric, skewed = records[0]["numbers"]["gaussians"].values()
+    assert symmetric["relative_skew"][0] < 1e-12 and skewed["relative_skew"] == [0.4]
+    assert symmetric["newton less gradient"]["hidden"] == pytest.approx([0, 0], abs=1e-6)
+    assert abs(skewed["newton less gradient"]["hidden"][0]) > 1e-5
+
+
+def test_the_table_of_what_the_notebooks_say(tmp_path, monkeypatch):
+    """Every section with few digits; a finished one is not run again; a row is compared with its like."""
+    module = script(ROOT / "figures" / "tab13_texts.py", monkeypatch, DIGITS=2, STEPS=4, EARLY=2)
+    module.main(tmp_path, tmp_path / "cells")
+    monkeypatch.setattr(module, "sample", lambda *_, **__: pytest.fail("sampled again"))
+    module.main(tmp_path, tmp_path / "cells")
+    numbers = json.loads((tmp_path / "tab13_texts.json").read_text())["numbers"]
+    assert set(numbers) == set(module.SECTIONS)
+    settings, enlarged = numbers["settings"], numbers["super-resolution"]
+    assert settings["J e, K = 1"]["evaluations"] == [4 * 3, 0] and settings["J e, K = 5, η = 1"]["less the reference"] == {}
+    plain, other = (settings[name]["hidden MSE"][0] for name in ("J e, K = 5, η = 1", "e in place of J e"))
+    assert settings["e in place of J e"]["less the reference"]["hidden MSE"][0] == pytest.approx(other - plain, rel=1e-2)
+    assert (
+        enlarged["×4, newton"]["less the reference"]["PSNR"][0]
+        > 0
+        > enlarged["×4, newton"]["less the reference"]["rms of A x − y"][0]
+    )
+    assert (tmp_path / "tab13_texts.md").read_text().count("**") == 2 * len(module.SECTIONS)
+
+
 def commands() -> list[str]:
     """The commands in the map from the paper, without what is to come."""
     return re.findall(r"`((?:python figures|make )[^`]*)`", (ROOT / "notebooks" / "PAPER.md").read_text())

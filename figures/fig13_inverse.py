@@ -34,9 +34,8 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     for label, direction in DIRECTIONS.items():
         print(f"{label} …")
         start = time.perf_counter()
-        result = options.sample(
+        result = options.complete(
             model,
-            lambda images: fcs_lab.Inpainting(images, mask),
             truth,
             seed,
             num_inference_steps=STEPS,
@@ -47,8 +46,12 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
         )
         samples[label] = result.images
         seconds[label] = round((time.perf_counter() - start) / len(truth), 2)
-        numbers["samples"][label] = measure(result.images, truth, mask)
-        numbers["samples"][label] |= {"evaluations": result.nfe, "backward_passes": result.n_backward}
+        numbers["samples"][label] = {
+            "mse_known": options.mean(masked_mse(result.images, truth, ~mask)),
+            "mse_hidden": options.mean(masked_mse(result.images, truth, mask)),
+            "evaluations": result.nfe,
+            "backward_passes": result.n_backward,
+        }
     steps = {}
     for t in TIMESTEPS:
         print(f"t = {t} …")
@@ -57,16 +60,6 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
                 "regularization": REGULARIZATION, "mask": "right half", "solve_iterations": ITERATIONS}  # fmt: skip
     asked.save(draw(samples, steps, numbers, mask), output / "fig13_inverse", model=MODEL, seed=seed, settings=settings,
                numbers=numbers, timings={"seconds_per_image": seconds}, tolerance=SOLVED)  # fmt: skip
-
-
-def measure(images: Tensor, truth: Tensor, mask: Tensor) -> dict[str, dict[str, float]]:
-    """The mean squared error on either half, and its standard error."""
-    found = {}
-    for name, where in (("mse_known", ~mask), ("mse_hidden", mask)):
-        mse = masked_mse(images, truth, where)
-        error = (mse.std() / len(mse) ** 0.5).item() if len(mse) > 1 else None
-        found[name] = {"mean": mse.mean().item(), "error": error}
-    return found
 
 
 def one_step(model: fcs_lab.Denoiser, truth: Tensor, mask: Tensor, t: int, seed: int) -> tuple[dict, dict]:

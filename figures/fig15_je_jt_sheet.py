@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import options
-from options import DEFAULT, Options
+from options import DEFAULT, Options, mean
 from torch import Tensor
 
 import fcs_lab
@@ -30,15 +30,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     for label, direction in DIRECTIONS.items():
         print(f"{label} …")
         start = time.perf_counter()
-        result = options.sample(
-            model,
-            lambda images: fcs_lab.Inpainting(images, mask),
-            truth,
-            seed,
-            num_inference_steps=STEPS,
-            inner_steps=INNER,
-            direction=direction,
-        )
+        result = options.complete(model, truth, seed, num_inference_steps=STEPS, inner_steps=INNER, direction=direction)
         seconds[label] = round((time.perf_counter() - start) / len(truth), 2)
         rows[label], hidden[label] = result.images, masked_mse(result.images, truth, mask)
         numbers[label] = {
@@ -55,12 +47,6 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     settings = {"images": len(truth), "num_inference_steps": STEPS, "inner_steps": INNER, "mask": "right half"}
     asked.save(draw(rows, hidden, mask, numbers), output / "fig15_je_jt_sheet", model=MODEL, seed=seed, settings=settings,
                numbers=numbers, timings={"seconds_per_image": seconds})  # fmt: skip
-
-
-def mean(values: Tensor) -> dict[str, float | None]:
-    """The mean and its standard error."""
-    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
-    return {"mean": values.mean().item(), "error": error}
 
 
 def draw(rows: dict[str, Tensor], hidden: dict[str, Tensor], mask: Tensor, numbers: dict) -> Figure:

@@ -20,6 +20,7 @@ from fcs_lab.checks import check_seed
 from fcs_lab.data import IMAGE_SUFFIXES, example_images
 from fcs_lab.denoisers import as_model
 from fcs_lab.images import fit_image
+from fcs_lab.metrics import mean_and_error
 from fcs_lab.records import TOLERANCE, save_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -154,6 +155,19 @@ def sample(
     means = {name: statistics.mean(getattr(one, name) for one in parts) for name in ("nfe", "n_backward")}
     joined = {name: torch.cat([getattr(one, name).cpu() for one in parts]) for name in ("x0", "images")}
     return replace(parts[-1], **joined, **means)
+
+
+def complete(model: fcs_lab.Denoiser, images: Tensor, seed: int, **settings: Any) -> fcs_lab.Result:
+    """The images (N, C, H, W) with their right halves hidden and made up; otherwise as `sample`."""
+    mask = right_half(model)
+    return sample(model, lambda some: fcs_lab.Inpainting(some, mask), images, seed, **settings)
+
+
+def mean(values: Tensor) -> dict[str, float | None]:
+    """The mean of (n,) values and its standard error, by name; of one value there is no error."""
+    if len(values) == 1:
+        return {"mean": values.item(), "error": None}
+    return dict(zip(("mean", "error"), mean_and_error(values), strict=True))
 
 
 def right_half(model: fcs_lab.Denoiser) -> Tensor:

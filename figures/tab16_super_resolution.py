@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from options import sample
+from options import mean, sample
 from torch import Tensor
 
 import fcs_lab
@@ -74,7 +74,7 @@ def measure(task: fcs_lab.SuperResolution, judge: torch.nn.Module, images: Tenso
         right = (judge(images).argmax(1) == labels).float()
     measures = {"psnr": psnr(images, truth), "data_consistency": data_consistency(task, images), "accuracy": right}
     return {
-        name: {"mean": values.mean().item(), "error": (values.std() / len(values) ** 0.5).item()}
+        name: mean(values)
         for name, values in measures.items()
         if bool(values.isfinite().all())  # the truth's own PSNR is not
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 import fig11_joined as fig11
 import torch
 from fig11_joined import ONE_CLASS, ONE_IMAGE
+from options import mean
 from torch import Tensor
 
 import fcs_lab
@@ -57,10 +58,7 @@ def measure(model: fcs_lab.Denoiser, classifier: Classifier, images: Tensor, usu
         "confidence": classifier(images).softmax(1).amax(1),
         "loss": denoising_loss(model, images),
     }
-    return {
-        name: {"mean": float(x.mean() / usual[name]), "error": float(x.std() / len(x) ** 0.5 / usual[name])}
-        for name, x in measures.items()
-    }
+    return {name: mean(x / usual[name]) for name, x in measures.items()}
 
 
 def as_markdown(numbers: dict) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import fig12_style_mask as fig12
 import torch
 from fig12_style_mask import DIRECTIONS, FREE
+from options import mean
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -72,7 +73,7 @@ def study(name: str) -> dict:
         if kind in ("silhouette", FREE):
             found["iou"] = overlap(images > fig12.THRESHOLD, rows["masks"] > 0)
             found["loss"] = denoising_loss(model, images) / usual
-        return {key: {"mean": x.mean().item(), "error": (x.std() / len(x) ** 0.5).item()} for key, x in found.items()}
+        return {key: mean(x) for key, x in found.items()}
 
     numbers = {FREE: measure(rows[FREE], FREE)}
     for kind in fig12.schedules():

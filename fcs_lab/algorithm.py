@@ -27,7 +27,6 @@ def algorithm_1(
     error: Callable[[Tensor], Tensor],
     direction: Direction,
     step: Callable[[int, Tensor, Tensor], Tensor],
-    scaled: Callable[[Tensor, Tensor], Tensor] = unit,
 ) -> Method:
     """Sample under a constraint (paper, Algorithm 1).
 
@@ -38,14 +37,13 @@ def algorithm_1(
         error: x̂_0 -> e, where x̂_0 has to move; all that depends on the task.
         direction: (x_t, t, x̂_0, e) -> d, as a coroutine: J e by a finite difference, or another of `fcs_lab.directions`.
         step: (i, x_t, x̂_0) -> x of the timestep after the i-th: DDIM's.
-        scaled: (d, e) -> by what x_t is moved for λ_k = 1: d/‖d‖_∞, or another multiple of d.
     """
     for i, t in enumerate(timesteps):
         x0 = yield x, t  # x̂_0(x_t, t)
         for λ_k in λ[i]:
             e = error(x0)
             d = yield from direction(x, t, x0, e)  # J e ≈ (x̂_0(x_t + h' e) − x̂_0(x_t)) / h'
-            x = x + λ_k * scaled(d, e)  # x_t ← x_t + λ_k d/‖d‖_∞
+            x = x + λ_k * unit(d, e)  # x_t ← x_t + λ_k d/‖d‖_∞
             x0 = yield x, t
         x = step(i, x, x0)
     return x

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fcs_lab.constraints import Constraint
-from fcs_lab.directions import Direction, Question, norm_inf, unit
+from fcs_lab.directions import Direction, Question, moves
 from fcs_lab.schedule import Schedule
 
 __all__ = ["State", "TraceEntry", "Watch", "check_finite"]
@@ -87,8 +87,8 @@ class Watch:
 
     Attributes:
         i: The timestep's place in the schedule.
-        λ, along, scaled, eta: Algorithm 1's step sizes at each timestep, its direction and how that is scaled, and η of the
-            steps; by default none, none, d/‖d‖_∞, and DDPM's noise (0 for a rectified flow).
+        λ, along, eta: Algorithm 1's step sizes at each timestep, its direction, and η of the steps; by default none, none,
+            and DDPM's noise (0 for a rectified flow).
         bounded: Whether x̂_0 is an image, and so in [-1, 1].
         trace, state: What has been written down, and what the callback saw last.
     """
@@ -106,7 +106,6 @@ class Watch:
         self.trace_x0, self.callback = trace_x0, callback
         self.λ: list[list[float]] = [[] for _ in schedule.timesteps]
         self.along: Direction | None = None
-        self.scaled: Callable[[Tensor, Tensor], Tensor] = unit
         self.eta = 0.0 if schedule.flow else 1.0
         self.bounded = False
         self.state: State | None = None
@@ -126,7 +125,7 @@ class Watch:
     def direction(self, x: Tensor, t: float, x0: Tensor, e: Tensor) -> Generator[Question, Tensor, Tensor]:
         """The direction d, noted with the length of the step that is taken along it."""
         d = self._note("the direction d", (yield from self.along(x, t, x0, e)))
-        length = self.λ[self.i][self._k] * norm_inf(self.scaled(d, e)).flatten()
+        length = self.λ[self.i][self._k] * moves(d, e).flatten().to(d)
         self._enter(self._cost, e, length)
         self._k += 1
         return d

@@ -24,10 +24,11 @@ from fcs_lab.directions import FD_STEP, Question, newton
 from fcs_lab.plots import Figure
 from fcs_lab.probes import JacobianOperator
 from fcs_lab.sampler import drive
-from fcs_lab.trace import TraceEntry, Watch
+from fcs_lab.trace import Watch
 
 MODEL, SEED, DIGITS, STEPS, INNER = "mnist", 0, 2, 20, 5
 FACTORS = (0.5, 1.5, 3.0)  # λ μ_max²
+STEP_SIZE = (0.5, 0.1)  # λ_1 and λ_K of Algorithm 1
 RULE = "Algorithm 1"
 
 
@@ -46,41 +47,46 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
                   + ", ".join(map(str, over)) if over else "diverges nowhere")
                   + f"; ‖e‖ {found['before'][0]:.3g} → {found['after'][-1]:.3g}"
                   + (f"; ended at t = {found['ended at t']}" if found["ended at t"] is not None else ""))  # fmt: skip
-    settings = {"images": len(truth), "num_inference_steps": STEPS, "inner_steps": INNER, "step_size": [0.5, 0.1],
+    settings = {"images": len(truth), "num_inference_steps": STEPS, "inner_steps": INNER, "step_size": STEP_SIZE,
                 "factors": FACTORS, "mask": "right half"}  # fmt: skip
     asked.save(draw(numbers), output / "fig14_convergence_run", model=MODEL, seed=seed, settings=settings, numbers=numbers,
                timings={"seconds": round(time.perf_counter() - start, 1)})  # fmt: skip
 
 
 def run(model: fcs_lab.Denoiser, task: fcs_lab.Inpainting, factor: float | None, seed: int) -> dict:
-    """The errors of one run; None is Algorithm 1's rule."""
-    mu: dict[float, float] = {}
-    trace: list[TraceEntry] = []
-    ended = None
+    """The errors of one run; a factor of None is Algorithm 1's rule."""
+    mu, before, trace, ended = {}, {}, [], None
 
     def along(x: Tensor, t: float, x0: Tensor, e: Tensor) -> Generator[Question, Tensor, Tensor]:
         if t not in mu:  # the first inner step of this timestep
-            mu[t] = largest_eigenvalue(model, x, t)
+            mu[t], before[t] = largest_eigenvalue(model, x, t), e.norm().item()
         return newton(x, t, x0, e, fd_step=FD_STEP[model.dtype])
 
+    def fixed(x: Tensor, watch: Watch) -> Method:
+        for i, t in enumerate(watch.schedule.timesteps):
+            x0 = yield x, t
+            for _ in range(INNER):
+                d = yield from along(x, t, x0, watch.error(x0))
+                x = x + factor / mu[t] ** 2 * d
+                x0 = yield x, t
+            x = watch.step(i, x, x0)
+        return x
+
     def method(x: Tensor, watch: Watch) -> Method:
-        timesteps = watch.schedule.timesteps
-        watch.along, watch.λ = along, [[factor or 0.0] * INNER for _ in timesteps]
-        if factor is None:
-            watch.λ = [list(np.linspace(0.5, 0.1, INNER)) for _ in timesteps]
-        else:
-            watch.scaled = lambda d, e: d / list(mu.values())[-1] ** 2
         nonlocal trace
         trace = watch.trace
-        return algorithm_1(x, timesteps, watch.λ, watch.error, watch.direction, watch.step, watch.scaled)
+        if factor is not None:
+            return fixed(x, watch)
+        timesteps = watch.schedule.timesteps
+        watch.along, watch.λ = along, [list(np.linspace(*STEP_SIZE, INNER)) for _ in timesteps]
+        return algorithm_1(x, timesteps, watch.λ, watch.error, watch.direction, watch.step)
 
     try:
         drive(model, task, method, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(seed), progress=False)
     except (FloatingPointError, ValueError) as error:
         print(error)
         ended = trace[-1].t
-    before = {entry.t: entry.error_norm.item() for entry in trace if entry.inner_step == 0}
-    after = {entry.t: entry.error_norm.item() for entry in trace if entry.inner_step == INNER}
+    after = {entry.t: entry.error_norm.item() for entry in trace}  # the last of each timestep: after its inner steps
     return {
         "t": list(before),
         "mu_max": list(mu.values()),

@@ -461,8 +461,8 @@ def calls() -> dict[str, tuple]:
                 "seed": value(0),
             },
         ),
-        "metrics.mean_and_error": (metrics.mean_and_error, {"values": torch.rand(8)}),
-        "metrics.with_error": (metrics.with_error, {"values": torch.rand(8)}),
+        "metrics.mean_and_error": (metrics.mean_and_error, {"values": lambda: torch.rand(8)}),
+        "metrics.with_error": (metrics.with_error, {"values": lambda: torch.rand(8)}),
         "metrics.layer_psnr": (metrics.layer_psnr, {"layers": layers, "truth": layers}),
         "metrics.match_layers": (metrics.match_layers, {"layers": layers, "truth": layers}),
         "metrics.mask_iou": (

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import itertools
-from functools import partial
 
 import pytest
 import tiny_pipelines as tiny
@@ -15,10 +14,9 @@ import fcs_lab
 from fcs_lab import algorithm, metrics, probes
 from fcs_lab.algorithm import algorithm_1, plan
 from fcs_lab.denoisers import UNetDenoiser, as_model
-from fcs_lab.directions import EVALUATIONS, FD_STEP, CountedDenoiser, Differentiation, gradient, identity, newton
+from fcs_lab.directions import EVALUATIONS, CountedDenoiser, Differentiation, gradient, identity, newton
 from fcs_lab.latent import LatentDenoiser
 from fcs_lab.pipelines import FastConstrainedPipeline
-from fcs_lab.sampler import drive
 from fcs_lab.schedule import read_schedule
 
 F64 = torch.float64
@@ -61,24 +59,6 @@ def test_it_is_driven_by_hand(mixture):
             progress=False,
         )
         assert torch.allclose(end.value.value, driven.x0, atol=1e-12)
-
-
-def test_a_step_may_be_scaled_otherwise(mixture):
-    """x_t ← x_t + λ d is the rule "fixed" of `measure_convergence`, and the trace has the lengths of its steps."""
-    mask = torch.zeros(mixture.shape[1:], dtype=torch.bool)
-    mask[:, 2:] = True
-    task, λ = fcs_lab.Inpainting(torch.full((1, *mixture.shape), 0.5, dtype=F64), mask), 0.3
-    x = torch.randn(1, *mixture.shape, generator=generators(0)[0], dtype=F64)
-
-    def method(x, watch):
-        watch.along, watch.scaled, watch.λ = partial(newton, fd_step=FD_STEP[F64]), lambda d, e: d, [[λ] * 3]
-        return algorithm_1(x, watch.schedule.timesteps, watch.λ, watch.error, watch.direction, watch.step, watch.scaled)
-
-    trace = drive(mixture, task, method, num_inference_steps=1, x_T=x, progress=False).trace
-    found = probes.measure_convergence(mixture, x, int(trace[0].t), task, steps=3, step_size=λ, rule="fixed")
-    assert [entry.error_norm.item() for entry in trace] == pytest.approx(found.error_norm.tolist(), rel=1e-9)
-    ends = [entry.step_length.item() for entry in trace]
-    assert ends[-1] == 0 and all(0 < length != λ for length in ends[:-1])
 
 
 def test_what_needs_derivatives_is_asked_of_the_driver(mixture):

@@ -159,7 +159,7 @@ def test_paint_a_mask_press_run_see_the_result(lab, page):
     page.keyboard.press("End")
     run.click()
     page.get_by_text(re.compile(r"newton, t = 9\d0, ")).wait_for()
-    last = page.locator(".jp-CodeCell").last
+    last = page.locator(".jp-CodeCell", has=page.locator(".cm-content")).last  # the solutions are folded away
     last.locator(".cm-content").click()
     page.keyboard.press("Control+A")
     page.keyboard.type("print('alive', lab.stop_button.disabled)")

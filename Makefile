@@ -22,9 +22,11 @@ help:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	touch $@
 
+# Two at a time, each on half of the cores; a line each when it is done, all that it said where it fails.
 figures: .venv/.installed
-	@set -e; for script in figures/fig*.py; do start=$$(date +%s); echo "== $$script"; \
-	  MPLBACKEND=Agg $(BIN)/python $$script; echo "== $$script: $$(($$(date +%s) - start)) s"; done
+	@ls figures/fig*.py | MPLBACKEND=Agg OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)) xargs -P 2 -I{} sh -c ' \
+	  start=$$(date +%s); log=$$(mktemp); $(BIN)/python {} > $$log 2>&1 || { cat $$log; exit 255; }; \
+	  echo "$$(($$(date +%s) - start)) s: $$(tail -n 1 $$log)"; rm $$log'
 
 tables: .venv/.installed
 	@set -e; for script in figures/tab*.py; do start=$$(date +%s); echo "== $$script"; \

@@ -17,7 +17,7 @@ MODEL, SEED, DIGIT = "mnist", 0, 7
 TIMESTEPS = (100, 500, 900)  # of the trained model, whose dense J is what takes the time
 EXACT_TIMESTEPS = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900)
 DIGITS, SMALL = 256, 8  # the exact denoiser's data: so many digits, reduced to 8×8
-SOLVER = {"n_random": 1, "starts": 1, "bisections": 1, "max_iterations": 5, "max_krylov": 15}
+SOLVER = {"n_random": 1, "starts": 1, "bisections": 0, "max_iterations": 5, "max_krylov": 15}
 RADII = tuple(8.0**k for k in range(-8, 2))
 COLOURS = {"e": "C0", "random": "C7", "leading": "C2", "trailing": "C3"}
 

@@ -100,7 +100,7 @@ def run(model: fcs_lab.Denoiser, task: fcs_lab.Inpainting, factor: float | None,
 def largest_eigenvalue(model: fcs_lab.Denoiser, x: Tensor, t: float) -> float:
     """μ_max of J at (x, t), by Arnoldi."""
     J = JacobianOperator(model, x, t, method="fd")
-    return float(abs(eigs(J, k=1, ncv=20, tol=1e-3, v0=np.ones(J.shape[0]), return_eigenvectors=False)[0]))
+    return float(abs(eigs(J, k=1, ncv=12, tol=1e-2, v0=np.ones(J.shape[0]), return_eigenvectors=False)[0]))
 
 
 def draw(numbers: dict[str, list[dict]]) -> Figure:

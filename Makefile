@@ -1,6 +1,8 @@
 # Two commands do everything, their own set-up included: `make figures` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# What runs two at a time leaves each half of the cores.
+HALF = OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2))
 
 .PHONY: figures tables gpu test fuzz lab lint lock help
 
@@ -22,9 +24,9 @@ help:
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	touch $@
 
-# Two at a time, each on half of the cores; a line each when it is done, all that it said where it fails.
+# A line each when it is done; all that it said where it fails.
 figures: .venv/.installed
-	@ls figures/fig*.py | MPLBACKEND=Agg OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)) xargs -P 2 -I{} sh -c ' \
+	@ls figures/fig*.py | MPLBACKEND=Agg $(HALF) xargs -P 2 -I{} sh -c ' \
 	  start=$$(date +%s); log=$$(mktemp); $(BIN)/python {} > $$log 2>&1 || { cat $$log; exit 255; }; \
 	  echo "$$(($$(date +%s) - start)) s: $$(tail -n 1 $$log)"; rm $$log'
 
@@ -36,7 +38,7 @@ gpu: .venv/.installed
 	$(BIN)/python figures/gpu01_speed.py
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(HALF) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 SEED ?= 0
 fuzz: .venv/.installed

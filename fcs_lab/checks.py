@@ -60,6 +60,8 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
                     kind in (int, float, NoneType) for kind in get_args(hint) or [hint]
                 )
                 expected = str(getattr(hint, "__name__", hint)).replace("typing.", "")
+                if get_origin(hint) is Literal:
+                    expected = "one of " + ", ".join(map(repr, get_args(hint)))
                 raise (ValueError if plain else TypeError)(f"{name} is {describe(value)}; expected {expected}")
         return function(*arguments, **options)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fcs_lab.checks import check_count, check_seed, check_tensor, is_number, typed
 from fcs_lab.contexts import ordinary
-from fcs_lab.data import GARMENTS, example_images, load_digits, load_garments
+from fcs_lab.data import GARMENTS, example_images, load_digits, load_emoji, load_garments, load_photographs
 from fcs_lab.denoisers import Denoiser, as_model
 
-__all__ = ["Composites", "example_composites", "make_composites", "supports"]
+__all__ = ["Composites", "example_composites", "make_composites", "make_emoji_composites", "supports"]
 
 BACKGROUND = -1.0
 
@@ -32,9 +32,9 @@ class Composites:
     layers: Tensor
     """x_k, whole, what is hidden included: (B, K, C, H, W)."""
     masks: Tensor
-    """m_k, where layer k is what one sees: (B, K, H, W), of 0 and 1, and 1 in one layer at every pixel."""
+    """m_k, where layer k is what one sees: (B, K, H, W), summing to 1; of 0 and 1, but for the soft edges of emoji."""
     labels: Tensor
-    """The classes of the layers, (B, K), int64."""
+    """The classes of the layers, (B, K), int64; of emoji which picture it is, and −1 for a ground."""
 
 
 @ordinary()
@@ -50,8 +50,6 @@ def supports(images: Tensor, kind: Literal["stroke", "silhouette"]) -> Tensor:
     Raises:
         ValueError: Another kind.
     """
-    if not isinstance(kind, str) or kind not in ("stroke", "silhouette"):
-        raise ValueError(f"kind is {kind!r}; expected 'stroke' or 'silhouette'")
     check_tensor("images", images, "N", "C", "H", "W")
     opaque = (images.amax(1) > BACKGROUND + 0.1).cpu().numpy()
     square = np.ones((3, 3), dtype=bool)
@@ -148,6 +146,156 @@ def _inside(shape: Tensor, down: int, right: int) -> Tensor:
     return shape[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)].sum()
 
 
+Ground = Literal["white", "colour", "photograph"]
+Arrangement = Literal["overlapping", "touching", "apart", "behind"]
+
+EMOJI_SHIFT = 6
+"""The largest shift of an emoji along each axis, in pixels of 64."""
+
+
+@ordinary()
+@typed
+def make_emoji_composites(
+    count: int,
+    num_layers: int,
+    *,
+    ground: Ground = "white",
+    arrangement: Arrangement = "overlapping",
+    min_visible: float | None = None,
+    split: Literal["test", "settings"] = "test",
+    seed: int = 0,
+) -> tuple[Composites, list[list[str]]]:
+    """Lay emoji that no bundled model was trained on over one another, by their alpha.
+
+    The layers x_k are the pictures on white, as the model makes them; y is put together as transparent pictures are, from
+    their own colours, so that Σ m_k ⊙ x_k differs from it at soft edges over a ground that is not white.
+
+    Args:
+        count: B.
+        num_layers: K emoji, of different concepts.
+        ground: What lies under all of them. "white": nothing, the lowest emoji is seen wherever no other is, and there are K
+            layers. "colour": one colour; "photograph": a part of a photograph (scikit-image); the ground is then a layer of
+            its own, the last of K + 1.
+        arrangement: "overlapping": in full size, up to `EMOJI_SHIFT` pixels off their places, and each overlaps another.
+            The others are smaller than those that the model was trained on. "apart": at half size, each in its quarter;
+            "touching": two at half size, side by side; "behind": two, the lower one at 0.4 of its size and all but 2 % of it
+            hidden.
+        min_visible: The share of each emoji's alpha that has to be seen, of "overlapping". None: 0.4, of three layers
+            0.3, of more 0.2.
+        split: Whose pictures; see `load_emoji`.
+        seed: Of the random draws.
+
+    Returns:
+        The composites, with layer 0 on top; and the layers' prompts, "concept, style", that of a ground being "".
+
+    Raises:
+        ValueError: An argument out of its range, or no such composites were found.
+        ImportError: Photographs, and scikit-image is not installed.
+    """
+    check_count("num_layers", num_layers, 1, 4)
+    check_count("count", count, 1, 10**6)
+    check_seed(seed)
+    if arrangement in ("touching", "behind") and num_layers != 2:
+        raise ValueError(f"num_layers is {num_layers}; {arrangement!r} is an arrangement of two")
+    min_visible = MIN_VISIBLE[num_layers] if min_visible is None else min_visible
+    if not is_number(min_visible) or not 0 <= min_visible < 1:
+        raise ValueError(f"min_visible is {min_visible!r}; expected a number of at least 0 and less than 1")
+    pictures, alpha, names = load_emoji(256 if split == "test" else 156, split=split)
+    premultiplied = torch.cat([pictures - 1 + alpha, alpha], 1)  # α c, and α
+    concepts = [name.rpartition(", ")[0] for name in names]
+    generator = np.random.default_rng(seed)
+    made, prompts = [], []
+    for _ in range(2000 * count):
+        chosen = generator.choice(len(names), num_layers, replace=False).tolist()
+        if len({concepts[i] for i in chosen}) < num_layers:
+            continue
+        placed = _place(premultiplied[chosen], arrangement, min_visible, generator)
+        if placed is None:
+            continue
+        under = None if ground == "white" else _ground(ground, generator)
+        made.append((*_over(placed, under), torch.tensor(chosen + [-1] * (under is not None))))
+        prompts.append([names[i] for i in chosen] + [""] * (under is not None))
+        if len(made) == count:
+            return Composites(*(torch.stack(parts) for parts in zip(*made, strict=True))), prompts
+    raise ValueError(
+        f"only {len(made)} of {count} composites of {num_layers} emoji, {arrangement!r}, show min_visible = {min_visible} "
+        "of each; expected a smaller min_visible"
+    )
+
+
+def _place(emoji: Tensor, arrangement: Arrangement, min_visible: float, generator: np.random.Generator) -> Tensor | None:
+    """Emoji (K, 4, H, W), each in its place; None if they are not to be kept there."""
+    K, _, size, _ = emoji.shape
+    half = size // 2
+    if arrangement == "overlapping":
+        moves = generator.integers(-EMOJI_SHIFT, EMOJI_SHIFT, (K, 2), endpoint=True).tolist()
+        placed = [_put(one, (down, right), size) for one, (down, right) in zip(emoji, moves, strict=True)]
+    elif arrangement == "apart":
+        quarters = generator.permutation([(0, 0), (0, half), (half, 0), (half, half)])[:K].tolist()
+        placed = [_put(one, corner, half) for one, corner in zip(emoji, quarters, strict=True)]
+    elif arrangement == "touching":
+        placed = [_put(one, (half // 2, side), half) for one, side in zip(emoji, (0, half), strict=True)]
+        edges = [(one[3] > 0.5).any(0).nonzero().flatten() for one in placed]
+        gap = int(edges[1].min() - edges[0].max()) - 1
+        placed[1] = _put(emoji[1], (half // 2, half - gap), half)
+    else:
+        side = round(0.4 * size)
+        corner = generator.integers(0, size - side, 2, endpoint=True).tolist()
+        placed = [emoji[0], _put(emoji[1], corner, side)]
+    placed = torch.stack(placed)
+    alpha = placed[:, 3]
+    whole = emoji[:, 3].sum((1, 2))
+    if arrangement == "overlapping" and bool((alpha.sum((1, 2)) < 0.97 * whole).any()):
+        return None  # over the edge
+    seen = (alpha * _through(alpha)).sum((1, 2)) / alpha.sum((1, 2))
+    if arrangement == "behind":
+        return placed if seen[1] < 0.02 else None
+    opaque = alpha > 0.5
+    overlapping = (opaque & (opaque.sum(0) > 1)).any(-1).any(-1)
+    if arrangement == "overlapping" and (bool((seen < min_visible).any()) or not (K == 1 or bool(overlapping.all()))):
+        return None
+    return placed
+
+
+def _put(picture: Tensor, corner: tuple[int, int] | list[int], size: int) -> Tensor:
+    """A picture (4, H, W) reduced to size × size, its upper left corner there, in a transparent frame of its old size."""
+    frame = picture.shape[-1]
+    if size != frame:
+        picture = torch.nn.functional.interpolate(picture[None], (size, size), mode="area")[0]
+    (down, right), wide = corner, torch.zeros(4, 3 * frame, 3 * frame)
+    wide[:, frame + down : frame + down + size, frame + right : frame + right + size] = picture
+    return wide[:, frame : 2 * frame, frame : 2 * frame]
+
+
+def _through(alpha: Tensor) -> Tensor:
+    """How much of each layer (K, H, W) the ones above it let through."""
+    clear = torch.cumprod(1 - alpha, 0)
+    return torch.cat([torch.ones_like(alpha[:1]), clear[:-1]])
+
+
+def _over(placed: Tensor, ground: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the layers x_k and the masks m_k of pictures (K, 4, H, W), colours premultiplied, over a ground (3, H, W)."""
+    colour, alpha = placed[:, :3], placed[:, 3]
+    through = _through(alpha)
+    layers = colour + 1 - alpha[:, None]
+    masks = alpha * through
+    rest = 1 - masks.sum(0)
+    y = (through[:, None] * colour).sum(0) + rest * (1.0 if ground is None else ground)
+    if ground is None:
+        masks[-1] += rest
+        return y, layers, masks
+    return y, torch.cat([layers, ground[None]]), torch.cat([masks, rest[None]])
+
+
+def _ground(ground: str, generator: np.random.Generator) -> Tensor:
+    """A ground (3, 64, 64) in [-1, 1]: one colour, or a square out of a photograph."""
+    if ground == "colour":
+        return torch.from_numpy(generator.uniform(-0.8, 0.8, (3, 1, 1))).float().expand(3, 64, 64).clone()
+    photographs = load_photographs(128)
+    down, right = generator.integers(0, 64, 2, endpoint=True).tolist()
+    return photographs[int(generator.integers(len(photographs))), :, down : down + 64, right : right + 64]
+
+
 PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
 """What `example_images` of an RGB model shows."""
 
@@ -155,7 +303,8 @@ PHOTOGRAPHED = ("a cat", "a cup of coffee", "an astronaut", "a rocket")
 @ordinary()
 @typed
 def example_composites(model: Denoiser, count: int, num_layers: int, seed: int = 0) -> tuple[Composites, list[list[str]]]:
-    """Composites to try a model on: digits, garments if it takes prompts; for an RGB model photographs seen through discs.
+    """Composites to try a model on: digits, garments if it takes prompts; emoji on white, if its images are RGB and
+    64×64; photographs seen through discs, if they are RGB and of another size.
 
     Args:
         model: Whose images they are like.
@@ -163,7 +312,7 @@ def example_composites(model: Denoiser, count: int, num_layers: int, seed: int =
             of more 0.2. Photographs begin anew after four.
 
     Returns:
-        The composites, and what each of their layers shows: `names[b][k]`, such as "7" or "a sneaker".
+        The composites, and what each of their layers shows: `names[b][k]`, such as "7", "a sneaker" or "red apple, noto".
 
     Raises:
         ValueError: A grey model whose images are not 32×32, or as for `make_composites`.
@@ -171,6 +320,8 @@ def example_composites(model: Denoiser, count: int, num_layers: int, seed: int =
     """
     model = as_model(model)
     shape = model.image_shape
+    if shape == (3, 64, 64):
+        return make_emoji_composites(count, num_layers, seed=seed)
     if shape[0] == 3:
         photographs = example_images(model)
         if not 1 <= num_layers <= len(photographs):

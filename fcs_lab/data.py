@@ -35,6 +35,7 @@ __all__ = [
     "load_digits",
     "load_emoji",
     "load_garments",
+    "load_photographs",
     "read_cifar10",
     "read_fashion_mnist",
     "read_mnist",
@@ -176,6 +177,31 @@ PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")
 
 
 @ordinary()
+def load_photographs(height: int, width: int | None = None) -> Tensor:
+    """`PHOTOGRAPHS`, the middle of each, (4, 3, height, width), float32 in [-1, 1].
+
+    Args:
+        height: In pixels, at most 4,096.
+        width: None: as the height.
+
+    Raises:
+        ValueError: Not a size.
+        ImportError: scikit-image is not installed.
+    """
+    width = height if width is None else width
+    for name, value in {"height": height, "width": width}.items():
+        check_count(name, value, 1, 4096)
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError(
+            "the example photographs are scikit-image's, which is not installed: pip install scikit-image, "
+            "or use photographs of your own, fcs_lab.to_tensor(PIL.Image.open(...))"
+        ) from error
+    return to_tensor([ImageOps.fit(Image.fromarray(getattr(data, name)()), (width, height)) for name in PHOTOGRAPHS])
+
+
+@ordinary()
 def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     """Images to try a model on, of its own size and channels.
 
@@ -202,15 +228,7 @@ def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     elif (C, H, W) == (3, 64, 64):
         everything = load_emoji()[0]
     elif C == 3:
-        try:
-            from skimage import data
-        except ImportError as error:
-            raise ImportError(
-                "the example photographs are scikit-image's, which is not installed: pip install scikit-image, "
-                "or use photographs of your own, fcs_lab.to_tensor(PIL.Image.open(...))"
-            ) from error
-        fitted = [ImageOps.fit(Image.fromarray(getattr(data, name)()), (W, H)) for name in PHOTOGRAPHS]
-        everything = to_tensor(fitted)
+        everything = load_photographs(H, W)
     else:
         raise ValueError(f"the model's images have {C} channels; there are examples with 1 (grey) and 3 (RGB)")
     count = len(everything) if count is None else count

@@ -37,13 +37,16 @@ class LayersResult:
     masks: Tensor = field(repr=False)
     """m_k (B, K, H, W), at least 0, which sum to 1 over K."""
     trace: list[TraceEntry] = field(repr=False)
-    """The sampler's own, of the batch of B·U layers that were sampled (U of K: not those that were known)."""
+    """The sampler's own, of the batch of B·starts·U layers that were sampled (U of K: not those that were known)."""
     mask_trace: list[Tensor] = field(repr=False)
     """The masks (B, K, H, W) after each timestep, on the CPU."""
     nfe: float
-    """Forward evaluations a layer, counted."""
+    """Forward evaluations a layer, counted, of all starts together."""
     n_backward: float
-    """Backward passes through the denoiser a layer, counted."""
+    """Backward passes through the denoiser a layer, counted, of all starts together."""
+    costs: Tensor = field(repr=False)
+    """What each start left unexplained, (B, starts): Σ_k m_k (y − x_k)²/2 over the pixels, or ½‖y − Σ_k m_k ⊙ x_k‖² of fixed
+    masks; the least is the one that was kept."""
     completed: bool = True
     """False if a callback ended the run early."""
 
@@ -197,6 +200,7 @@ def infer_layers(
     masks: Tensor | np.ndarray | None = None,
     scribbles: Tensor | np.ndarray | None = None,
     known_layers: Mapping[int, ImageLike] | None = None,
+    starts: int = 1,
     num_inference_steps: int = 10,
     inner_steps: int | Sequence[int] | None = None,
     step_size: StepSize = (0.5, 0.1),
@@ -227,16 +231,19 @@ def infer_layers(
         masks: Fixed masks, (K, H, W) or (B, K, H, W), at least 0, which sum to 1 over K: then only layers are inferred.
         scribbles: Whole numbers (H, W) or (B, H, W): k where a pixel is known to belong to layer k, −1 elsewhere.
         known_layers: Layer -> its image, one for all composites or one each. It is not sampled.
+        starts: How many times each composite is taken apart, from other noise and in one batch; what explains it best is
+            kept (see `LayersResult.costs`). The evaluations are as many times as many.
         num_inference_steps, step_size, direction, eta, fd_step: As for `sample`.
         inner_steps: As for `sample`. None: none at the first three tenths of the timesteps, 5 at each of the others. While
             the masks are undecided every layer is drawn to the whole composite, and layers that agree stay so.
-        generator: One for all, or a list with one a composite; then each comes out as it would alone.
+        generator: One for all, or a list with one a composite; then each comes out as it would alone. Several starts have
+            generators of their own, whose seeds are drawn from it.
         temperature: τ of the masks (see `infer_masks`), (at pure noise, at the end); between them it falls with the
             share of noise in x_t: 1 − ᾱ_t, or σ²/(σ² + (1 − σ)²) of a rectified flow.
         smoothness: Of the masks, in pixels; see `infer_masks`.
         callback_on_step_end: Called as (state, step_index, timestep, {"x_t": …, "x0": …, "layers": …, "masks": …})
-            after each timestep, the layers as images and shaped as in the result. As for `sample` it may return a new
-            "x_t", and `state.interrupt = True` ends the run.
+            after each timestep, the layers as images and shaped as in the result; of several starts, with a leading
+            B · starts. As for `sample` it may return a new "x_t", and `state.interrupt = True` ends the run.
         progress: Show a progress bar.
 
     Returns:
@@ -253,16 +260,22 @@ def infer_layers(
     B, K = len(y), num_layers
     if masks is not None and scribbles is not None:
         raise ValueError("masks and scribbles are both given; fixed masks leave nothing for scribbles to tell")
+    check_count("starts", starts, 1, 1000)
     known = _check_known(known_layers, y, K)
+    known = {k: image.expand_as(y).repeat_interleave(starts, 0) for k, image in known.items()}
     start = y.new_full((B, K, *y.shape[-2:]), 1 / K) if masks is None else _check_masks(masks, y, K)
-    told = None if scribbles is None else _check_scribbles(scribbles, y, K).to(model.device)
-    model = _prompted(model, prompts, guidance_scale, B, K, known)
-    generators = _check_generator(generator, B)
+    told = None
+    if scribbles is not None:
+        told = _check_scribbles(scribbles, y, K).to(model.device).repeat_interleave(starts, 0)
+    model = _prompted(model, prompts, guidance_scale, B, K, known, starts)
+    generators = _each_start(_check_generator(generator, B), starts)
+    # From here on the starts of a composite are as many composites.
+    y, start = y.repeat_interleave(starts, 0), start.repeat_interleave(starts, 0)
     if inner_steps is None and is_int(num_inference_steps):
         inner_steps = late_inner_steps(num_inference_steps)
     task = LayeredComposite(y, start, known, masks is not None).to(model.device, at_least_float32(y.dtype))
     anneal = _check_temperature(temperature), _check_smoothness(smoothness)
-    turns = _Turns(model, task, *anneal, told, callback_on_step_end)
+    turns = _Turns(model, task, *anneal, told, B == 1 and starts == 1, callback_on_step_end)
     result = sample(
         model,
         turns.task,
@@ -278,13 +291,22 @@ def infer_layers(
         progress=progress,
     )
     layers = turns.task.layers(result.images)
+    found = turns.masks_for(layers, turns.temperature[1])
+    costs = turns.task.with_masks(found).cost_and_error(result.images.to(found))[0].reshape(B, starts, -1)
+    costs = (costs.mean(2) if turns.task.fixed else costs.sum(2)).cpu()  # a blend's is every layer's
+    best = torch.arange(B) * starts + costs.argmin(1)
+
+    def kept(x: Tensor) -> Tensor:
+        return x[best[0]] if B == 1 else x[best]
+
     return LayersResult(
-        layers=turns.shaped(layers),
-        masks=turns.shaped(turns.masks_for(layers, turns.temperature[1])),
+        layers=kept(layers),
+        masks=kept(found),
         trace=result.trace,
-        mask_trace=turns.mask_trace,
-        nfe=result.nfe,
-        n_backward=result.n_backward,
+        mask_trace=[masks if turns.single else kept(masks) for masks in turns.mask_trace],
+        nfe=result.nfe * starts,
+        n_backward=result.n_backward * starts,
+        costs=costs,
         completed=result.completed,
     )
 
@@ -299,10 +321,11 @@ class _Turns:
         temperature: tuple[float, float],
         smoothness: float,
         scribbles: Tensor | None,
+        single: bool,
         callback: Callback | None,
     ):
         self.model, self.temperature, self.smoothness = model, temperature, smoothness
-        self.scribbles, self.callback = scribbles, callback
+        self.scribbles, self.single, self.callback = scribbles, single, callback
         self.mask_trace: list[Tensor] = []
         self.task = task
         # What scribbles and known layers say already, where the layers that are sampled are the composite itself.
@@ -316,8 +339,8 @@ class _Turns:
         return infer_masks(self.task.composite, layers, temperature, self.smoothness, self.scribbles)
 
     def shaped(self, x: Tensor) -> Tensor:
-        """Without the leading B, for one composite."""
-        return x[0] if len(self.task.composite) == 1 else x
+        """Without the leading B, for one start of one composite."""
+        return x[0] if self.single else x
 
     def __call__(self, state: State, step: int, t: int | float, tensors: dict[str, Tensor]) -> dict[str, object]:
         layers = self.task.layers(self.model.decode(state.x0))
@@ -421,9 +444,7 @@ def _array(value: Tensor | np.ndarray, name: str, y: Tensor, leading: tuple[int,
     return value.expand(len(y), *one)
 
 
-def _check_generator(
-    generator: torch.Generator | list[torch.Generator] | None, B: int
-) -> list[torch.Generator | None] | None:
+def _check_generator(generator: torch.Generator | list[torch.Generator] | None, B: int) -> list[torch.Generator] | None:
     if generator is None or isinstance(generator, torch.Generator):
         return None if generator is None else [generator] * B
     if not isinstance(generator, list) or len(generator) != B:
@@ -433,6 +454,16 @@ def _check_generator(
     return generator
 
 
+def _each_start(generators: list[torch.Generator] | None, starts: int) -> list[torch.Generator | None] | None:
+    """The generators of all starts: of one, those that were given."""
+    if generators is None or starts == 1:
+        return generators
+    seeds = [torch.randint(2**62, (starts,), generator=one, device=one.device).tolist() for one in generators]
+    return [
+        torch.Generator(one.device).manual_seed(seed) for one, row in zip(generators, seeds, strict=True) for seed in row
+    ]
+
+
 def _prompted(
     model: Model,
     prompts: Sequence[str] | Sequence[Sequence[str]] | None,
@@ -440,8 +471,9 @@ def _prompted(
     B: int,
     K: int,
     known: Mapping[int, Tensor],
+    starts: int,
 ) -> Model:
-    """The model with a prompt for each layer that is sampled."""
+    """The model with a prompt for each layer that is sampled, in each start."""
     if prompts is None:
         if guidance_scale is not None:
             raise ValueError(f"guidance_scale is {guidance_scale!r}, but there are no prompts for it to follow")
@@ -458,5 +490,5 @@ def _prompted(
             raise TypeError(f"prompts holds {row!r}; expected {K} prompts, or a list of {K} for each composite")
         if len(row) != K:
             raise ValueError(f"prompts holds {len(row)} prompts; expected one for each of {K} layers")
-    flat = [row[k] for row in rows for k in range(K) if k not in known]
+    flat = [row[k] for row in rows for _ in range(starts) for k in range(K) if k not in known]
     return model.with_prompt(flat, model.negative_prompt, 7.5 if guidance_scale is None else guidance_scale)

@@ -132,6 +132,30 @@ def test_scribbles_say_which_layer_is_which(pair):
             assert bool((found[first, 1:7, 1] == 1).all()) and bool((found[1 - first, 1:7, 6] == 1).all())
 
 
+def test_of_several_starts_the_one_that_explains_best_is_kept(pair):
+    composite, model = pair[2:]
+    both = torch.cat([composite, composite.flip(0)])
+    seeds = [torch.randint(2**62, (3,), generator=one).tolist() for one in generators(5, 6)]
+    alone = [
+        [fcs_lab.infer_layers(model, y[None], generator=torch.Generator().manual_seed(seed), **SHORT) for seed in row]
+        for y, row in zip(both, seeds, strict=True)
+    ]
+    result = fcs_lab.infer_layers(model, both, starts=3, generator=generators(5, 6), **SHORT)
+    assert result.costs.shape == (2, 3) and result.nfe == 3 * alone[0][0].nfe
+    for b, row in enumerate(alone):
+        assert torch.allclose(result.costs[b], torch.stack([one.costs[0, 0] for one in row]), rtol=1e-6)
+        best = min(row, key=lambda one: one.costs.item())
+        assert torch.allclose(result.layers[b], best.layers) and torch.allclose(result.masks[b], best.masks)
+        assert torch.allclose(result.mask_trace[-1][b], best.mask_trace[-1])
+        # The cost is what is left of y, by its definition.
+        left = (best.masks[:, None] * (both[b] - best.layers).square()).sum() / 2
+        assert best.costs.item() == pytest.approx(left.item())
+    single = fcs_lab.infer_layers(model, both[:1], starts=3, generator=generators(5)[0], **SHORT)
+    assert single.layers.shape == (2, 1, 8, 8) and torch.allclose(single.layers, result.layers[0])
+    with pytest.raises(ValueError, match="starts is 0"):
+        fcs_lab.infer_layers(model, composite, starts=0, **SHORT)
+
+
 def test_a_known_layer_is_kept_and_the_other_found(pair):
     images, masks, composite, model = pair
     result = fcs_lab.infer_layers(model, composite, known_layers={1: images[:1]}, generator=generators(0)[0], progress=False)

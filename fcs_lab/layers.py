@@ -8,10 +8,11 @@ closed form. `infer_layers` takes turns, a timestep at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from fcs_lab.checks import check_count, check_tensor, is_int, is_number, refuse_
 from fcs_lab.constraints import ConstraintBase
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
-from fcs_lab.images import ImageLike, to_tensor
+from fcs_lab.images import ImageLike, to_pil, to_tensor
 from fcs_lab.sampler import StepSize, sample
 from fcs_lab.trace import Callback, State, TraceEntry
 
@@ -82,6 +83,16 @@ class LayersResult:
         stays = torch.tensor([move == (0, 0) for move in moves]).reshape(-1, *[1] * (weights.ndim - 1)).to(weights)
         weights = weights + stays * (1e-3 * _blurred(weights, 2.0) + 1e-6) + 1e-9
         return ((weights / weights.sum(0)).unsqueeze(-3) * shown).sum(0)
+
+    def to_pil(self) -> list[Image.Image] | list[list[Image.Image]]:
+        """Each layer as a transparent picture of what is seen of it, its mask being alpha: K of mode "RGBA", or such a list
+        for each of B composites."""
+        if self.layers.ndim == 5:
+            return [replace(self, layers=a, masks=b).to_pil() for a, b in zip(self.layers, self.masks, strict=True)]
+        pictures = [picture.convert("RGB") for picture in to_pil(self.layers)]
+        for picture, alpha in zip(pictures, to_pil(self.masks.to(self.layers)[:, None] * 2 - 1), strict=True):
+            picture.putalpha(alpha)
+        return pictures
 
 
 class LayeredComposite(ConstraintBase):

@@ -119,6 +119,27 @@ def test_the_layers_are_put_together_anew(lab):
     assert all(box.value for box in lab.shown) and lab.dx[1].value == 0, "a new run starts anew"
 
 
+def test_the_layers_are_exported_as_transparent_pictures(lab, tmp_path):
+    assert lab.export() == [], "there is nothing yet"
+    lab.starts.value = 2
+    lab.run()
+    lab.wait()
+    assert lab.result.costs.shape == (1, 2) and "of 2 starts" in lab._frames[0][0]
+    lab.folder.value = str(tmp_path / "found")
+    lab.export_button.click()
+    assert str(tmp_path / "found") in lab.exported.value
+    for k in (0, 1):
+        picture = Image.open(tmp_path / "found" / f"layer-{k}.png")
+        assert picture.mode == "RGBA" and picture.size == (32, 32)
+        alpha = torch.from_numpy(np.asarray(picture.getchannel("A")).copy()).float() / 255
+        assert (alpha - lab.result.masks[k]).abs().max() < 0.51 / 255
+        grey = fcs_lab.to_tensor(picture.convert("RGB").convert("L"))
+        assert (grey[0] - lab.result.layers[k]).abs().max() < 1.1 / 127.5
+    (tmp_path / "taken").write_text("a file")
+    lab.folder.value = str(tmp_path / "taken")
+    assert lab.export() == [] and "folder is" in lab.message.value
+
+
 def test_the_colours_follow_the_number_of_layers(lab):
     lab.num_layers.value = 4
     lab.colour_buttons[3].click()

@@ -72,7 +72,7 @@ class InpaintingLab(SamplerLab):
         self._algorithm_controls(inner_steps=5, step_size=(0.1, 0.5), max=2, step=0.05)
         self.regularization = control(widgets.FloatLogSlider, 0.1, min=-3, max=1, step=0.25, description="regularisation")
         self.prompt = control(widgets.Text, description="prompt")
-        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance s")
+        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
         self.compare_button = widgets.Button(
             description="Compare", icon="columns", layout=BUTTON, tooltip=", ".join(COMPARED)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from fcs_lab.widgets.lab import SamplerLab
 
 __all__ = ["LayersLab"]
 
-MOST_LAYERS = 4
+MOST_LAYERS, MOST_STARTS = 4, 16
 KNOWN = 4
 """Known composites to choose from, for each number of layers."""
 OWN = "your image"
@@ -79,11 +81,12 @@ class LayersLab(SamplerLab):
             description="Clear scribbles", icon="eraser", layout=widgets.Layout(width="150px")
         )
         self.prompts = [control(widgets.Text, description=f"layer {k} is") for k in range(MOST_LAYERS)]
-        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance s")
+        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
         self.direction = self._direction_menu("newton", "gradient", "identity")
         self.num_inference_steps = control(widgets.IntSlider, 10, 2, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps")
         # In the noisiest timesteps the layers are left to themselves, so that they differ before they share y out.
+        self.starts = control(widgets.IntSlider, 1, 1, MOST_STARTS, description="starts")
         self.free = control(widgets.IntSlider, 30, 0, 90, step=5, description="none in first %")
         self.frame_picture.layout.width = "auto"
         self.scrubber.description = "at step"
@@ -105,7 +108,13 @@ class LayersLab(SamplerLab):
             )
             for k in range(MOST_LAYERS)
         ]
-        self.recompose = titled("put together anew", widgets.HBox([self.recomposed_picture, *self.movers]))
+        self.folder = control(widgets.Text, "layers", description="folder")
+        self.export_button = widgets.Button(
+            description="Export", icon="download", tooltip="each layer as a transparent PNG, its mask being alpha"
+        )
+        self.exported = widgets.Label("")
+        moved = widgets.HBox([self.recomposed_picture, *self.movers])
+        self.recompose = titled("put together anew", moved, widgets.HBox([self.folder, self.export_button, self.exported]))
         self.recompose.layout.display = self.truth.layout.display = "none"
 
         self.composite.observe(self._on_composite, "value")
@@ -113,13 +122,14 @@ class LayersLab(SamplerLab):
         for k, button in enumerate(self.colour_buttons):
             button.on_click(lambda _, k=k: self._choose_colour(k))
         self.clear_button.on_click(lambda _: self.painter.clear())
+        self.export_button.on_click(lambda _: self.export())
         for mover in (*self.shown, *self.dx, *self.dy):
             mover.observe(self._recompose, "value")
 
         hint = widgets.HTML("<small>drag to scribble what belongs to a layer, Shift-drag to erase</small>")
         colours = widgets.HBox(self.colour_buttons)
         left = [self.composite, self.upload_image, self.num_layers, colours, self.brush, self.clear_button, hint]
-        right = [self.direction, self.num_inference_steps, self.inner_steps, self.free, self.seed]
+        right = [self.direction, self.num_inference_steps, self.inner_steps, self.free, self.starts, self.seed]
         if as_model(self.model).num_prompts is not None:
             right += [*self.prompts, self.guidance_scale]
         self.children = [
@@ -181,6 +191,7 @@ class LayersLab(SamplerLab):
             "num_inference_steps": timesteps,
             "inner_steps": [inner_steps * (step >= free) for step in range(timesteps)],
             "direction": self.direction.value,
+            "starts": self.starts.value,
             "generator": torch.Generator().manual_seed(self.seed.value),
         }
         self.result = None
@@ -201,6 +212,7 @@ class LayersLab(SamplerLab):
         for k, mover in enumerate(self.movers):
             mover.layout.display = "" if k < settings["num_layers"] else "none"
             self.shown[k].value, self.dx[k].value, self.dy[k].value = True, 0, 0
+        self.exported.value = ""
         self._recompose()
         self.recompose.layout.display = ""
         counts = f"{result.nfe} evaluations a layer" + (f" + {result.n_backward} backward" if result.n_backward else "")
@@ -208,7 +220,26 @@ class LayersLab(SamplerLab):
 
     def _after_timestep(self, state: State, step_index: int, timestep: int, tensors: dict[str, Tensor]) -> None:
         caption = f"t = {timestep}, {state.nfe} evaluations a layer"
-        state.interrupt = self._add_frame(caption, _strip(tensors["masks"].cpu(), tensors["layers"].cpu()))
+        masks, layers = tensors["masks"].cpu(), tensors["layers"].cpu()
+        if masks.ndim == 4:  # of several starts the first is shown
+            caption, masks, layers = f"{caption} and start; the first of {len(masks)} starts", masks[0], layers[0]
+        state.interrupt = self._add_frame(caption, _strip(masks, layers))
+
+    def export(self) -> list[Path]:
+        """Write each layer as a transparent PNG, its mask being alpha, into the folder that is named; the files."""
+        if self.result is None:
+            return []
+        folder = Path(self.folder.value)
+        files = [folder / f"layer-{k}.png" for k in range(len(self.result.layers))]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, picture in zip(files, self.result.to_pil(), strict=True):
+                picture.save(file)
+        except OSError as error:
+            self._say(f"folder is {self.folder.value!r}: {error}")
+            return []
+        self.exported.value = f"wrote layer-0.png to layer-{len(files) - 1}.png into {folder.resolve()}"
+        return files
 
     def _recompose(self, _: object = None) -> None:
         """Draw the layers that are to be shown, moved."""

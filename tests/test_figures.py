@@ -212,6 +212,43 @@ def test_the_table_of_asymmetry(tmp_path, monkeypatch):
     assert abs(skewed["newton less gradient"]["hidden"][0]) > 1e-5
 
 
+def test_the_table_of_emoji(tmp_path, monkeypatch):
+    """Errors are those of `sample`; differences are picture by picture; a finished cell is not run again."""
+    small = {"PICTURES": 2, "BATCH": 1, "PROBED": 2, "PROBES": 2, "TIMESTEPS": (500,), "MODELS": ("emoji",)}
+    small |= {"DTYPES": {"float32": torch.float32}, "H_STEPS": [0.005, 0.05]}
+    module = script(ROOT / "figures" / "tab10_emoji.py", monkeypatch, **small)
+    monkeypatch.setattr(module, "H_STEPS", np.array([0.005, 0.05]))
+    shown = (
+        module.Setting(2, 1, False, ("e", "J e", "fast"), ("right half", "×4")),
+        module.Setting(2, 1, True, ("J e",), ("box",)),
+    )
+    monkeypatch.setattr(module, "SETTINGS", shown)
+    module.main(tmp_path, tmp_path / "cells")
+    monkeypatch.setattr(module, "complete", lambda *_: pytest.fail("sampled again"))
+    module.main(tmp_path, tmp_path / "cells")
+    numbers = json.loads((tmp_path / "tab10_emoji.json").read_text())["numbers"]
+    plain, prompted = numbers["sampling"].values()
+    assert set(plain["right half"]) == {"e", "J e", "fast"} and set(plain["×4"]) == {"e", "J e"}
+    assert plain["right half"]["J e"]["evaluations"] == 6 and prompted["box"]["J e"]["evaluations"] == 6
+    assert plain["right half"]["fast"]["evaluations"] > 50
+    e, newton = plain["×4"]["e"], plain["×4"]["J e"]
+    assert e["J e less it"]["mean"] == pytest.approx(newton["mse"]["mean"] - e["mse"]["mean"], abs=2e-4)
+    model, (truth, _, _) = fcs_lab.load("emoji", device="cpu"), fcs_lab.load_emoji(2)
+    task = fcs_lab.SuperResolution(fcs_lab.downsample(truth, 4), 4)
+    found = fcs_lab.sample(
+        model,
+        task,
+        direction="identity",
+        num_inference_steps=2,
+        inner_steps=1,
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+        progress=False,
+    )
+    assert (found.images - truth).square().mean().item() == pytest.approx(e["mse"]["mean"], rel=1e-3)
+    assert 0 < numbers["J"]["emoji"]["timesteps"]["500"]["relative_skew"]["mean"] < 1
+    assert (tmp_path / "tab10_emoji.md").read_text().count("±") > 8
+
+
 def test_the_table_of_what_the_notebooks_say(tmp_path, monkeypatch):
     """Every section with few digits; a finished one is not run again; a row is compared with its like."""
     module = script(ROOT / "figures" / "tab13_texts.py", monkeypatch, DIGITS=2, STEPS=4, EARLY=2)

@@ -21,6 +21,7 @@ __all__ = [
     "data_consistency",
     "denoising_loss",
     "layer_psnr",
+    "mask_error",
     "mask_iou",
     "masked_mse",
     "match_layers",
@@ -239,7 +240,7 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     check_tensor("truth", truth, *masks.shape)
     B, K, H, W = masks.shape
     check_tensor("true_layers", true_layers, B, K, "C", H, W)
-    counted = ((true_layers.amax(1) - true_layers.amin(1)).amax(1) > 0.1).unsqueeze(1)
+    counted = _differ(true_layers).unsqueeze(1)
     found, true = (
         (torch.nn.functional.one_hot(m.argmax(1), K).movedim(-1, 1).bool() & counted).flatten(2).double()
         for m in (masks, truth)
@@ -248,6 +249,35 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
     either = true.sum(2)[:, :, None] + found.sum(2)[:, None] - both
     iou = both / either.clamp_min(1)
     return iou.gather(2, _assign(-iou)[..., None]).mean((1, 2))
+
+
+@ordinary()
+@typed
+def mask_error(masks: Tensor, truth: Tensor, true_layers: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean absolute error of soft masks, under the permutation of the layers for which it is least.
+
+    Args:
+        masks, truth, true_layers: As for `mask_iou`; pixels where the true layers do not differ are not counted.
+        where: (B, H, W), bool: count these pixels alone.
+
+    Returns:
+        (B,) in [0, 1]; NaN where no pixel is counted.
+    """
+    check_tensor("masks", masks, "B", "K", "H", "W")
+    check_tensor("truth", truth, *masks.shape)
+    B, K, H, W = masks.shape
+    check_tensor("true_layers", true_layers, B, K, "C", H, W)
+    counted = _differ(true_layers)
+    if where is not None:
+        check_tensor("where", where, B, H, W, like="any")
+        counted &= where.bool()
+    error = ((masks[:, None] - truth[:, :, None]).abs() * counted[:, None, None]).sum((-2, -1))
+    return error.gather(2, _assign(error)[..., None]).sum((1, 2)) / (K * counted.sum((-2, -1)))
+
+
+def _differ(layers: Tensor) -> Tensor:
+    """Where layers (B, K, C, H, W) are more than 0.1 apart, (B, H, W)."""
+    return (layers.amax(1) - layers.amin(1)).amax(1) > 0.1
 
 
 def _check_pair(images: Tensor, truth: Tensor, name: str = "images", *leading: str) -> None:

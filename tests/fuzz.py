@@ -466,6 +466,15 @@ def calls() -> dict[str, tuple]:
         "metrics.with_error": (metrics.with_error, {"values": lambda: torch.rand(8)}),
         "metrics.layer_psnr": (metrics.layer_psnr, {"layers": layers, "truth": layers}),
         "metrics.match_layers": (metrics.match_layers, {"layers": layers, "truth": layers}),
+        "metrics.mask_error": (
+            metrics.mask_error,
+            {
+                "masks": masks,
+                "truth": masks,
+                "true_layers": layers,
+                "where": value(None),
+            },
+        ),
         "metrics.mask_iou": (
             metrics.mask_iou,
             {"masks": masks, "truth": masks, "true_layers": layers},

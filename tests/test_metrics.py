@@ -6,7 +6,7 @@ from conftest import Opaque
 
 import fcs_lab
 from fcs_lab.denoisers import alpha_bar_at
-from fcs_lab.metrics import denoising_loss, masked_mse, psnr, with_error
+from fcs_lab.metrics import denoising_loss, mask_error, masked_mse, psnr, with_error
 
 F64 = torch.float64
 
@@ -71,3 +71,17 @@ def test_a_mean_with_its_error(values, told):
 def test_no_mean_of_these(values):
     with pytest.raises(ValueError, match="values"):
         with_error(values)
+
+
+def test_mask_error_by_hand():
+    """One pixel of three that count is off by 0.3 in both masks; where the layers agree nothing is counted."""
+    layers = torch.zeros(1, 2, 1, 2, 2)
+    layers[0, 0] = 1
+    layers[0, :, :, 1, 1] = 0.3  # both alike: not counted
+    truth = torch.tensor([[[[1.0, 1.0], [0.0, 0.5]], [[0.0, 0.0], [1.0, 0.5]]]])
+    found = torch.tensor([[[[1.0, 0.7], [0.0, 0.0]], [[0.0, 0.3], [1.0, 1.0]]]])
+    for masks in (found, found.flip(1)):  # whatever the order of the layers
+        assert mask_error(masks, truth, layers).item() == pytest.approx(0.3 * 2 / (2 * 3))
+    left = torch.tensor([[[True, False], [True, True]]])
+    assert mask_error(found, truth, layers, left).item() == 0
+    assert mask_error(found, truth, layers, torch.zeros(1, 2, 2, dtype=torch.bool)).isnan()

@@ -1,0 +1,241 @@
+"""Layer inference where the truth is known: 64 composites a row of emoji that the model was not trained on.
+
+Two emoji on white, by e, J e and Jᵀ e, with prompts, with several starts of which the one that explains most is kept, and
+with as many evaluations in one longer run; against k-means of the pixels, regions of one colour that k-means of their
+colours shares out, and layers that the prompts alone make. Then three and four; a coloured and a photographic ground, given or
+inferred; and two side by side, apart, and one behind the other.
+
+IoU and absolute error of the masks, over the pixels where the true layers differ, and PSNR of the layers, hidden parts
+included, each under the best permutation. Standard errors, and those of the paired differences from "J e", are clustered by
+the uppermost concept. Cells that are done are kept under runs/tab09, and skipped when the command is run again.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cells import kept
+from scipy.ndimage import binary_fill_holes
+from skimage.segmentation import felzenszwalb
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+import fcs_lab
+from fcs_lab.baselines.clustering import cluster_layers
+from fcs_lab.composites import Composites, make_emoji_composites
+from fcs_lab.metrics import clustered, layer_psnr, mask_error, mask_iou
+from fcs_lab.records import save_record
+from fcs_lab.zoo import WEIGHTS
+
+SEED, COMPOSITES, BATCH = 0, 64, 16
+STEPS, STARTS, GUIDANCE, SMOOTHNESS, TEMPERATURE = 10, 4, 2.5, 3.0, (0.1, 0.02)
+PLACE = 1.0  # of k-means: the best of 0, 0.3, 1 and 3 on 12 other composites, of the "settings" pictures
+SEGMENTS = {"scale": 40, "sigma": 0.4, "min_size": 12}
+CACHE = Path(__file__).parents[1] / "runs" / "tab09"
+MEASURES = {"iou": "IoU", "error": "mask error", "psnr": "PSNR, dB"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Composites, and what is made of them."""
+
+    num_layers: int
+    method: str
+    ground: str = "white"
+    arrangement: str = "overlapping"
+    given: bool = True
+    """Whether a ground that is not white is given."""
+    prompted: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Other arguments of `infer_layers`."""
+
+    @property
+    def composites(self) -> str:
+        ground = "" if self.ground == "white" else f" over a {self.ground}"
+        place = "" if self.arrangement == "overlapping" else f", {self.arrangement}"
+        return f"{self.num_layers}{ground}{place}"
+
+    @property
+    def label(self) -> str:
+        told = ", prompts" if self.prompted else ""
+        ground = (
+            "" if self.ground == "white" or self.method in BASELINES else f", ground {'given' if self.given else 'inferred'}"
+        )
+        more = {"starts": f", {STARTS} starts", "num_inference_steps": f", {STARTS} × the timesteps"}
+        return self.method + told + ground + "".join(more[name] for name in self.options)
+
+
+DIRECTIONS = {"e": "identity", "J e": "newton", "Jᵀ e": "gradient"}
+BASELINES = ("k-means", "regions of a colour", "prompts alone")
+ROWS = (
+    *(Row(2, method) for method in (*DIRECTIONS, "k-means", "regions of a colour")),
+    Row(2, "prompts alone", prompted=True),
+    Row(2, "J e", options={"starts": STARTS}),
+    Row(2, "J e", options={"num_inference_steps": STARTS * STEPS}),
+    Row(2, "J e", prompted=True),
+    *(Row(K, method, prompted=prompted) for K in (3, 4) for method, prompted in (("J e", 0), ("J e", 1), ("k-means", 0))),
+    *(
+        Row(2, method, ground, given=given, prompted=prompted)
+        for ground in ("colour", "photograph")
+        for method, given, prompted in (("J e", 1, 0), ("J e", 0, 0), ("J e", 1, 1), ("k-means", 1, 0))
+    ),
+    *(
+        Row(2, method, arrangement=arrangement, prompted=prompted)
+        for arrangement in ("touching", "apart", "behind")
+        for method, prompted in (("J e", 0), ("J e", 1), ("k-means", 0))
+    ),
+)
+
+
+def infer(model: fcs_lab.Denoiser, row: Row, made: Composites, prompts: list[list[str]], first: int) -> tuple:
+    """Layers, masks, evaluations and backward passes of a layer; without the ground, where that was given."""
+    y, ground = made.images, row.ground != "white"
+    K = row.num_layers + ground
+    if row.method == "k-means":
+        return *cluster_layers(y, K, place=PLACE, background=1.0), 0, 0
+    if row.method == "regions of a colour":
+        masks = coloured_regions(y, K)
+        return torch.where(masks[:, :, None] > 0, y[:, None], 1.0), masks, 0, 0
+    generators = [torch.Generator().manual_seed(SEED + first + i) for i in range(len(y))]
+    settings = {"num_inference_steps": STEPS, "direction": DIRECTIONS.get(row.method, "newton"), "smoothness": SMOOTHNESS}
+    if row.method == "prompts alone":
+        settings["inner_steps"] = 0
+    result = fcs_lab.infer_layers(
+        model,
+        y,
+        K,
+        prompts=prompts if row.prompted else None,
+        guidance_scale=GUIDANCE if row.prompted else None,
+        known_layers={K - 1: made.layers[:, -1]} if ground and row.given else None,
+        generator=generators,
+        temperature=TEMPERATURE,
+        progress=False,
+        **settings | row.options,
+    )
+    shape = (len(y), K, *y.shape[2:])  # which lacks the first of these for one composite
+    layers, masks = result.layers.cpu().reshape(*shape[:2], 3, *shape[2:]), result.masks.cpu().reshape(shape)
+    return layers, masks, result.nfe, result.n_backward
+
+
+def coloured_regions(y: Tensor, K: int) -> Tensor:
+    """Masks (B, K, H, W), of 0 and 1: regions of one colour (Felzenszwalb and Huttenlocher), shared out by k-means of their
+    mean colours; a region that is white goes with the nearest."""
+    masks = []
+    for image in ((y + 1) / 2).permute(0, 2, 3, 1).numpy():
+        regions = felzenszwalb(image, **SEGMENTS)
+        count = np.bincount(regions.ravel())
+        colours = np.stack([np.bincount(regions.ravel(), image[..., c].ravel()) / count for c in range(3)], 1)
+        told = colours.min(1) < 0.95
+        if told.sum() < K:
+            told[:] = True
+        found = KMeans(K, n_init=10, random_state=SEED).fit(colours[told], sample_weight=count[told]).predict(colours)
+        masks.append(np.eye(K, dtype=np.float32)[found[regions]].transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(masks))
+
+
+def measure(model: fcs_lab.Denoiser | None, row: Row, made: Composites, prompts: list[list[str]], first: int) -> dict:
+    """A value for each composite; the soft edges of the true masks, and pictures with holes, apart."""
+    layers, masks, nfe, n_backward = infer(model, row, made, prompts, first)
+    edges = ((made.masks > 0.05) & (made.masks < 0.95)).any(1)
+    error = {name: mask_error(masks, made.masks, made.layers, where) for name, where in
+             {"error": None, "edges": edges, "inside": ~edges}.items()}  # fmt: skip
+    holes = [any(has_hole(x) for x in one[: row.num_layers]) for one in made.layers]
+    return {
+        "iou": mask_iou(masks, made.masks, made.layers).tolist(),
+        "psnr": layer_psnr(layers, made.layers).tolist(),
+        **{name: values.tolist() for name, values in error.items()},
+        "holes": [float(one) for one in holes],
+        "evaluations": nfe,
+        "backward_passes": n_backward,
+    }
+
+
+def has_hole(layer: Tensor) -> bool:
+    """Whether white is enclosed, by a hundredth of the picture at least."""
+    opaque = (layer.amin(0) < 0.9).numpy()
+    return bool((binary_fill_holes(opaque) & ~opaque).mean() > 0.01)
+
+
+def main(output: Path, cache: Path = CACHE, load: Callable[[], fcs_lab.Denoiser] = lambda: fcs_lab.load("emoji")) -> None:
+    model, numbers = load(), {}
+    files = sorted((WEIGHTS / "emoji").rglob("*.safetensors"))
+    weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    common = [SEED, COMPOSITES, STEPS, STARTS, GUIDANCE, SMOOTHNESS, TEMPERATURE, PLACE, SEGMENTS, weights]
+    values: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for row in ROWS:
+        made, prompts = make_emoji_composites(
+            COMPOSITES, row.num_layers, ground=row.ground, arrangement=row.arrangement, seed=SEED
+        )
+        cells = []
+        for first in range(0, COMPOSITES, BATCH):
+            some = slice(first, min(first + BATCH, COMPOSITES))
+
+            def compute(row=row, made=made, prompts=prompts, some=some):
+                print(f"{row.composites}: {row.label}, composites {some.start} to {some.stop - 1} …", flush=True)
+                part = Composites(*(values[some] for values in vars(made).values()))
+                return measure(model, row, part, prompts[some], some.start)
+
+            name = f"{row.composites}-{row.label}-{first}".replace(" ", "-").replace(",", "")
+            cells.append(kept(cache, name, [*common, row.composites, row.label, first, some.stop], compute))
+        found = {
+            key: torch.tensor([value for cell in cells for value in cell[key]])
+            for key in (*MEASURES, "edges", "inside", "holes")
+        }
+        concepts = [one[0].rpartition(", ")[0] for one in prompts]
+        of = values.setdefault(row.composites, {})
+        of[row.label] = found
+        entry = {key: pair(found[key], concepts) for key in MEASURES}
+        entry |= {key: cells[0][key] for key in ("evaluations", "backward_passes")}
+        if row.label == "J e" and row.composites == "2":
+            entry |= {key: pair(found[key], concepts) for key in ("edges", "inside")}
+            kinds = {"with holes": found["holes"] > 0, "without": found["holes"] == 0}
+            entry["iou of those"] = {
+                kind: pair(found["iou"][chosen], [c for c, yes in zip(concepts, chosen, strict=True) if yes])
+                | {"n": int(chosen.sum())}
+                for kind, chosen in kinds.items()
+                if chosen.sum() > 1
+            }
+        reference = next(iter(of[label] for label in of if label.startswith("J e")), None)
+        if reference is not None and reference is not found:
+            entry["less J e"] = {key: pair(found[key] - reference[key], concepts) for key in MEASURES}
+        numbers.setdefault(row.composites, {})[row.label] = entry
+    settings = {"composites": COMPOSITES, "num_inference_steps": STEPS, "starts": STARTS, "guidance_scale": GUIDANCE,
+                "smoothness": SMOOTHNESS, "temperature": TEMPERATURE, "place": PLACE, "regions": SEGMENTS}  # fmt: skip
+    save_record(output / "tab09_emoji_layers.json", model="emoji", seed=SEED, settings=settings, numbers=numbers)
+    table = as_markdown(numbers)
+    (output / "tab09_emoji_layers.md").write_text(table)
+    print(table)
+
+
+def pair(values: Tensor, concepts: list[str]) -> dict[str, float]:
+    return dict(zip(("mean", "error"), clustered(values, concepts), strict=True))
+
+
+def as_markdown(numbers: dict) -> str:
+    head = ["emoji", "method", *MEASURES.values(), "IoU less J e's", "evaluations", "backward passes"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    form = {"iou": ".3f", "error": ".3f", "psnr": ".1f"}
+    for composites, rows in numbers.items():
+        for label, row in rows.items():
+            cells = [f"{row[key]['mean']:{form[key]}} ± {row[key]['error']:{form[key]}}" for key in MEASURES]
+            less = row.get("less J e")
+            difference = "" if less is None else f"{less['iou']['mean']:+.3f} ± {less['iou']['error']:.3f}"
+            counts = f"{row['evaluations']:g} | {row['backward_passes']:g}"
+            lines.append(f"| {composites} | {label} | " + " | ".join(cells) + f" | {difference} | {counts} |")
+    lines.append(
+        f"\nMeans of {COMPOSITES} composites ± standard errors, clustered by the uppermost concept; evaluations of a layer."
+    )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cells (%(default)s)")
+    arguments = parser.parse_args()
+    main(arguments.output, arguments.cache)

@@ -31,7 +31,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     if as_model(model).image_shape[0] != 3:
         raise ValueError(f"model is {asked.model!r}, whose images are grey; colours need an RGB model")
     pictures = asked.pictures(model, (len(TASKS) - 1) * PICTURES)
-    names = fcs_lab.load_emoji(len(pictures))[2] if asked.images is None else [asked.prompt or ""] * len(pictures)
+    names = fcs_lab.load_emoji(len(pictures))[2] if asked.default else [asked.prompt or ""] * len(pictures)
     rows: dict[str, dict[str, Tensor]] = {}
     numbers: dict[str, dict] = {}
     seconds: dict[str, float] = {}

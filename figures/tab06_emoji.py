@@ -26,7 +26,7 @@ from fcs_lab.records import save_figure
 from fcs_lab.training.emoji_pictures import STYLES, Pictures, held_out_concepts, read_pictures
 
 MODEL, SEED, STEPS, GUIDANCE, BATCH = "emoji", 0, 25, 2.5, 32
-PROMPTS, SAMPLES, HELD, PAIRS = 100, 64, 256, 12  # HELD pictures of concepts that it was not trained on
+PROMPTS, SAMPLES, HELD, PAIRS = 100, 256, 256, 12  # HELD pictures of concepts that it was not trained on
 CACHE = Path(__file__).parents[1] / "runs" / "emoji"
 
 

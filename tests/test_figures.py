@@ -21,6 +21,7 @@ OUTPUT = ROOT / "figures" / "output"
 FIGURES = sorted((ROOT / "figures").glob("fig*.py"))
 TABLES = sorted((ROOT / "figures").glob("tab*.py"))
 DIGITS_ONLY = ("fig06_convergence", "fig08_invertibility")  # figures of the bundled digits alone
+TO_COME = ("tab09_emoji_layers", "tab10_emoji")
 SMALL = {"DIGITS": 2, "DIGIT": 0, "SAMPLES": 2, "PAIRS": 2, "STEPS": 3, "INNER": 2, "TIMESTEPS": (500,)}
 EXPENSIVE = {  # what is small there
     "fig03_je_pixel": {"ITERATIONS": 3},
@@ -212,6 +213,37 @@ def test_the_table_of_asymmetry(tmp_path, monkeypatch):
     assert abs(skewed["newton less gradient"]["hidden"][0]) > 1e-5
 
 
+def test_the_table_of_emojis_layers(tmp_path, monkeypatch):
+    """Two composites a row: measures are those of the truth, a finished cell is not run again, "behind" is hidden."""
+    small = {"COMPOSITES": 2, "BATCH": 1, "STEPS": 2}
+    module = script(ROOT / "figures" / "tab09_emoji_layers.py", monkeypatch, **small)
+    made = module.make_emoji_composites(2, 2, seed=0)[0]
+    measured = module.measure
+    monkeypatch.setattr(module, "infer", lambda *_: (made.layers[:1], made.masks[:1].flip(1), 0, 0))
+    perfect = measured(None, module.Row(2, "k-means"), module.Composites(*(part[:1] for part in vars(made).values())), [], 0)
+    assert perfect["iou"] == [1] and perfect["error"] == perfect["edges"] == [0] and perfect["psnr"] == [module.PERFECT]
+    monkeypatch.undo()
+    module = script(ROOT / "figures" / "tab09_emoji_layers.py", monkeypatch, **small)
+    rows = [module.Row(2, "J e"), module.Row(2, "J e", prompted=True), module.Row(2, "J e", options={"starts": 2})]
+    rows += [
+        module.Row(2, "k-means", arrangement="apart"),
+        module.Row(2, "J e", "colour"),
+        module.Row(2, "regions of a colour"),
+    ]
+    monkeypatch.setattr(module, "ROWS", rows)
+    module.main(tmp_path, tmp_path / "cells")
+    monkeypatch.setattr(module, "infer", lambda *_: pytest.fail("inferred again"))
+    module.main(tmp_path, tmp_path / "cells")
+    numbers = json.loads((tmp_path / "tab09_emoji_layers.json").read_text())["numbers"]
+    assert set(numbers) == {"2", "2, apart", "2 over a colour"}
+    assert set(numbers["2"]) == {"J e", "J e, prompts", "J e, 4 starts", "regions of a colour"}
+    few, many = (numbers["2"][name] for name in ("J e", "J e, 4 starts"))
+    assert many["evaluations"] == 2 * few["evaluations"]
+    assert many["less J e"]["iou"]["mean"] == pytest.approx(many["iou"]["mean"] - few["iou"]["mean"], abs=2e-4)
+    assert numbers["2, apart"]["k-means"]["iou"]["mean"] > few["iou"]["mean"]
+    assert (tmp_path / "tab09_emoji_layers.md").read_text().count("±") > 15
+
+
 def test_the_table_of_emoji(tmp_path, monkeypatch):
     """Errors are those of `sample`; differences are picture by picture; a finished cell is not run again."""
     small = {"PICTURES": 2, "BATCH": 1, "PROBED": 2, "PROBES": 2, "TIMESTEPS": (500,), "MODELS": ("emoji",)}
@@ -350,7 +382,12 @@ def test_the_benchmark_measures_ratios(tmp_path, monkeypatch):
     assert timings["constrained pipeline / its bare guided evaluations"]["batch 1"] > 0
 
 
-@pytest.mark.parametrize("path", FIGURES + TABLES, ids=lambda path: path.stem)
+def test_what_is_to_come_is_not_there():
+    """These take hours, and are measured once `emoji` is trained; then their names go."""
+    assert not [name for name in TO_COME if list(OUTPUT.glob(f"{name}*"))]
+
+
+@pytest.mark.parametrize("path", [path for path in FIGURES + TABLES if path.stem not in TO_COME], ids=lambda path: path.stem)
 def test_what_is_committed_was_made_with_these_weights(path):
     record = json.loads((OUTPUT / path.stem).with_suffix(".json").read_text())
     sums = json.loads((WEIGHTS / "checksums.json").read_text())

@@ -96,4 +96,4 @@ def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):
     code = re.search(r"```python\n(import torch.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert Image.open("completed.png").size == (32, 32)
+    assert Image.open("completed.png").size == (64, 64)

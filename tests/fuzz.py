@@ -321,6 +321,7 @@ def calls() -> dict[str, tuple]:
         "data.load_garments": (fcs_lab.load_garments, {"count": value(3)}),
         "data.load_emoji": (fcs_lab.load_emoji, {"count": value(3), "split": value("test")}),
         "data.example_images": (data.example_images, {"model": model, "count": value(2)}),
+        "data.load_photographs": (data.load_photographs, {"height": value(8), "width": value(16)}),
         "data.read_cifar10": (data.read_cifar10, {"path": folder, "size": value(32)}),
         "data.read_mnist": (data.read_mnist, {"folder": folder, "split": value("train")}),
         "data.read_fashion_mnist": (data.read_fashion_mnist, {"folder": folder, "split": value("train")}),

@@ -61,8 +61,6 @@ def load_classifier(
     Raises:
         ValueError: Another name, or its weight file is damaged.
     """
-    if not isinstance(name, str) or name not in CLASSIFIERS:
-        raise ValueError(f"name is {name!r}; expected one of {', '.join(map(repr, CLASSIFIERS))}")
     try:
         device = torch.device(device)
     except RuntimeError as error:

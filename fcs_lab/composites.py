@@ -176,10 +176,9 @@ def make_emoji_composites(
         ground: What lies under all of them. "white": nothing, the lowest emoji is seen wherever no other is, and there are K
             layers. "colour": one colour; "photograph": a part of a photograph (scikit-image); the ground is then a layer of
             its own, the last of K + 1.
-        arrangement: "overlapping": in full size, up to `EMOJI_SHIFT` pixels off their places, and each overlaps another.
-            The others are smaller than those that the model was trained on. "apart": at half size, each in its quarter;
-            "touching": two at half size, side by side; "behind": two, the lower one at 0.4 of its size and all but 2 % of it
-            hidden.
+        arrangement: "overlapping": in full size, up to `EMOJI_SHIFT` pixels off their places, and each overlaps another;
+            "apart": at half size, each in its quarter; "touching": two at half size, side by side; "behind": two, the lower
+            one at 0.4 of its size and all but 2 % of it hidden. The model was trained on full size.
         min_visible: The share of each emoji's alpha that has to be seen, of "overlapping". None: 0.4, of three layers
             0.3, of more 0.2.
         split: Whose pictures; see `load_emoji`.
@@ -203,16 +202,17 @@ def make_emoji_composites(
     pictures, alpha, names = load_emoji(256 if split == "test" else 156, split=split)
     premultiplied = torch.cat([pictures - 1 + alpha, alpha], 1)  # α c, and α
     concepts = [name.rpartition(", ")[0] for name in names]
+    photographs = load_photographs(128) if ground == "photograph" else None
     generator = np.random.default_rng(seed)
     made, prompts = [], []
     for _ in range(2000 * count):
         chosen = generator.choice(len(names), num_layers, replace=False).tolist()
         if len({concepts[i] for i in chosen}) < num_layers:
             continue
-        placed = _place(premultiplied[chosen], arrangement, min_visible, generator)
-        if placed is None:
+        placed = _place(premultiplied[chosen], arrangement, generator)
+        if not _is_so(premultiplied[chosen], placed, arrangement, min_visible):
             continue
-        under = None if ground == "white" else _ground(ground, generator)
+        under = None if ground == "white" else _ground(photographs, generator)
         made.append((*_over(placed, under), torch.tensor(chosen + [-1] * (under is not None))))
         prompts.append([names[i] for i in chosen] + [""] * (under is not None))
         if len(made) == count:
@@ -223,38 +223,38 @@ def make_emoji_composites(
     )
 
 
-def _place(emoji: Tensor, arrangement: Arrangement, min_visible: float, generator: np.random.Generator) -> Tensor | None:
-    """Emoji (K, 4, H, W), each in its place; None if they are not to be kept there."""
+def _place(emoji: Tensor, arrangement: Arrangement, generator: np.random.Generator) -> Tensor:
+    """Emoji (K, 4, H, W), each in its place."""
     K, _, size, _ = emoji.shape
     half = size // 2
     if arrangement == "overlapping":
         moves = generator.integers(-EMOJI_SHIFT, EMOJI_SHIFT, (K, 2), endpoint=True).tolist()
-        placed = [_put(one, (down, right), size) for one, (down, right) in zip(emoji, moves, strict=True)]
-    elif arrangement == "apart":
+        return torch.stack([_put(one, move, size) for one, move in zip(emoji, moves, strict=True)])
+    if arrangement == "apart":
         quarters = generator.permutation([(0, 0), (0, half), (half, 0), (half, half)])[:K].tolist()
-        placed = [_put(one, corner, half) for one, corner in zip(emoji, quarters, strict=True)]
-    elif arrangement == "touching":
-        placed = [_put(one, (half // 2, side), half) for one, side in zip(emoji, (0, half), strict=True)]
-        edges = [(one[3] > 0.5).any(0).nonzero().flatten() for one in placed]
+        return torch.stack([_put(one, corner, half) for one, corner in zip(emoji, quarters, strict=True)])
+    if arrangement == "touching":
+        left, right = (_put(one, (half // 2, side), half) for one, side in zip(emoji, (0, half), strict=True))
+        edges = [(one[3] > 0.5).any(0).nonzero().flatten() for one in (left, right)]
         gap = int(edges[1].min() - edges[0].max()) - 1
-        placed[1] = _put(emoji[1], (half // 2, half - gap), half)
-    else:
-        side = round(0.4 * size)
-        corner = generator.integers(0, size - side, 2, endpoint=True).tolist()
-        placed = [emoji[0], _put(emoji[1], corner, side)]
-    placed = torch.stack(placed)
+        return torch.stack([left, _put(emoji[1], (half // 2, half - gap), half)])
+    side = round(0.4 * size)
+    corner = generator.integers(0, size - side, 2, endpoint=True).tolist()
+    return torch.stack([emoji[0], _put(emoji[1], corner, side)])
+
+
+def _is_so(emoji: Tensor, placed: Tensor, arrangement: Arrangement, min_visible: float) -> bool:
+    """Whether emoji (K, 4, H, W), once placed, are as their arrangement says."""
     alpha = placed[:, 3]
-    whole = emoji[:, 3].sum((1, 2))
-    if arrangement == "overlapping" and bool((alpha.sum((1, 2)) < 0.97 * whole).any()):
-        return None  # over the edge
     seen = (alpha * _through(alpha)).sum((1, 2)) / alpha.sum((1, 2))
     if arrangement == "behind":
-        return placed if seen[1] < 0.02 else None
+        return bool(seen[1] < 0.02)
+    if arrangement != "overlapping":
+        return True
+    inside = alpha.sum((1, 2)) >= 0.97 * emoji[:, 3].sum((1, 2))
     opaque = alpha > 0.5
     overlapping = (opaque & (opaque.sum(0) > 1)).any(-1).any(-1)
-    if arrangement == "overlapping" and (bool((seen < min_visible).any()) or not (K == 1 or bool(overlapping.all()))):
-        return None
-    return placed
+    return bool((inside & (seen >= min_visible) & (overlapping | (len(emoji) == 1))).all())
 
 
 def _put(picture: Tensor, corner: tuple[int, int] | list[int], size: int) -> Tensor:
@@ -287,11 +287,10 @@ def _over(placed: Tensor, ground: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     return y, torch.cat([layers, ground[None]]), torch.cat([masks, rest[None]])
 
 
-def _ground(ground: str, generator: np.random.Generator) -> Tensor:
-    """A ground (3, 64, 64) in [-1, 1]: one colour, or a square out of a photograph."""
-    if ground == "colour":
+def _ground(photographs: Tensor | None, generator: np.random.Generator) -> Tensor:
+    """A ground (3, 64, 64) in [-1, 1]: one colour, or a square out of a photograph (3, 128, 128) of some."""
+    if photographs is None:
         return torch.from_numpy(generator.uniform(-0.8, 0.8, (3, 1, 1))).float().expand(3, 64, 64).clone()
-    photographs = load_photographs(128)
     down, right = generator.integers(0, 64, 2, endpoint=True).tolist()
     return photographs[int(generator.integers(len(photographs))), :, down : down + 64, right : right + 64]
 

@@ -598,8 +598,6 @@ class Decoded(ConstraintBase):
 
     @typed
     def __init__(self, task: Constraint, model: LatentSpace, *, derivative: Literal["backward", "forward"] = "backward"):
-        if not isinstance(derivative, str) or derivative not in ("backward", "forward"):
-            raise ValueError(f"derivative is {derivative!r}; expected 'backward' or 'forward'")
         self.task, self.model, self.derivative = task, model, derivative
         self.batch_size, self.shape = task.batch_size, None
         if task.shape is not None:

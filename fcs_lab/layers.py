@@ -286,7 +286,7 @@ def infer_layers(
         inner_steps = late_inner_steps(num_inference_steps)
     task = LayeredComposite(y, start, known, masks is not None).to(model.device, at_least_float32(y.dtype))
     anneal = _check_temperature(temperature), _check_smoothness(smoothness)
-    turns = _Turns(model, task, *anneal, told, B == 1 and starts == 1, callback_on_step_end)
+    turns = _Turns(model, task, *anneal, told, callback_on_step_end)
     result = sample(
         model,
         turns.task,
@@ -314,7 +314,7 @@ def infer_layers(
         layers=kept(layers),
         masks=kept(found),
         trace=result.trace,
-        mask_trace=[masks if turns.single else kept(masks) for masks in turns.mask_trace],
+        mask_trace=[kept(masks) for masks in turns.mask_trace],
         nfe=result.nfe * starts,
         n_backward=result.n_backward * starts,
         costs=costs,
@@ -332,11 +332,10 @@ class _Turns:
         temperature: tuple[float, float],
         smoothness: float,
         scribbles: Tensor | None,
-        single: bool,
         callback: Callback | None,
     ):
         self.model, self.temperature, self.smoothness = model, temperature, smoothness
-        self.scribbles, self.single, self.callback = scribbles, single, callback
+        self.scribbles, self.callback = scribbles, callback
         self.mask_trace: list[Tensor] = []
         self.task = task
         # What scribbles and known layers say already, where the layers that are sampled are the composite itself.
@@ -351,7 +350,7 @@ class _Turns:
 
     def shaped(self, x: Tensor) -> Tensor:
         """Without the leading B, for one start of one composite."""
-        return x[0] if self.single else x
+        return x[0] if len(self.task.composite) == 1 else x
 
     def __call__(self, state: State, step: int, t: int | float, tensors: dict[str, Tensor]) -> dict[str, object]:
         layers = self.task.layers(self.model.decode(state.x0))
@@ -359,7 +358,7 @@ class _Turns:
         first, last = self.temperature
         masks = self.masks_for(layers, last + (first - last) * float(noise**2 / (signal**2 + noise**2)))
         self.task = self.task.with_masks(masks)
-        self.mask_trace.append(self.shaped(masks).cpu())
+        self.mask_trace.append(masks.cpu())
         changed = None
         if self.callback is not None:
             shown = {"layers": self.shaped(layers.clamp(-1, 1)), "masks": self.shaped(masks)}

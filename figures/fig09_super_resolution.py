@@ -23,12 +23,12 @@ INNER, STEP_SIZE = 5, (0.5, 0.1)  # the authors' for inpainting
 
 def main(output: Path, asked: Options = DEFAULT) -> None:
     seed = asked.seed_or(SEED)
-    numbers, consistency, seconds, rows = {}, {}, {}, {}
+    numbers, evaluations, consistency, seconds, rows = {}, {}, {}, {}, {}
     for name in MODELS if asked.model is None else [asked.model]:
         model = asked.load(name)
         truth = asked.pictures(model, DIGITS)
         name = Path(name).name
-        numbers[name], consistency[name], seconds[name] = {}, {}, {}
+        numbers[name], evaluations[name], consistency[name], seconds[name] = {}, {}, {}, {}
         for factor in FACTORS:
             print(f"{name} ×{factor} …")
             start = time.perf_counter()
@@ -38,7 +38,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
             found = {"bicubic": fcs_lab.upsample(given, factor), "newton": images}
             task = fcs_lab.SuperResolution(given, factor)
             numbers[name][f"×{factor}"] = {label: psnr(one, truth).mean().item() for label, one in found.items()}
-            numbers[name][f"×{factor}"]["evaluations"] = nfe
+            evaluations[name][f"×{factor}"] = nfe
             consistency[name][f"×{factor}"] = {
                 label: data_consistency(task, one).mean().item() for label, one in found.items()
             }
@@ -60,8 +60,8 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
         "kernel": "bicubic",
     }
     asked.save(figure, output / "fig09_super_resolution", model=MODELS, seed=seed,
-               settings=settings, numbers={"psnr": numbers}, chaotic={"data_consistency": consistency},
-               timings={"seconds_per_image": seconds})  # fmt: skip
+               settings=settings, numbers={"psnr": numbers, "evaluations": evaluations},
+               chaotic={"data_consistency": consistency}, timings={"seconds_per_image": seconds})  # fmt: skip
 
 
 def restore(model: fcs_lab.Denoiser, truth: Tensor, factor: int, seed: int) -> tuple[Tensor, float]:

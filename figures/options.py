@@ -20,7 +20,7 @@ from fcs_lab.checks import check_seed
 from fcs_lab.data import IMAGE_SUFFIXES, example_images
 from fcs_lab.denoisers import as_model
 from fcs_lab.images import fit_image
-from fcs_lab.metrics import mean_and_error
+from fcs_lab.metrics import clustered, mean_and_error
 from fcs_lab.records import TOLERANCE, save_figure
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -168,6 +168,12 @@ def mean(values: Tensor) -> dict[str, float | None]:
     if len(values) == 1:
         return {"mean": values.item(), "error": None}
     return dict(zip(("mean", "error"), mean_and_error(values), strict=True))
+
+
+def mean_of_emoji(values: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """As `mean`, of pictures called "concept, style": those of one concept are not independent."""
+    concepts = [name.rpartition(", ")[0] for name in names]
+    return dict(zip(("mean", "error"), clustered(values, concepts), strict=True))
 
 
 def right_half(model: fcs_lab.Denoiser) -> Tensor:

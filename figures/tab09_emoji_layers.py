@@ -11,15 +11,16 @@ the uppermost concept. Cells that are done are kept under runs/tab09, and skippe
 """
 
 import argparse
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import functools
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from cells import kept
+from options import mean_of_emoji
 from scipy.ndimage import binary_fill_holes
 from skimage.segmentation import felzenszwalb
 from sklearn.cluster import KMeans
@@ -28,7 +29,7 @@ from torch import Tensor
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
 from fcs_lab.composites import Composites, make_emoji_composites
-from fcs_lab.metrics import clustered, layer_psnr, mask_error, mask_iou
+from fcs_lab.metrics import layer_psnr, mask_error, mask_iou
 from fcs_lab.records import save_record
 from fcs_lab.zoo import WEIGHTS
 
@@ -69,6 +70,11 @@ class Row:
         )
         more = {"starts": f", {STARTS} starts", "num_inference_steps": f", {STARTS} × the timesteps"}
         return self.method + told + ground + "".join(more[name] for name in self.options)
+
+    @property
+    def reference(self) -> str:
+        """The label of what it is compared with, on the same composites."""
+        return replace(self, method="J e", given=True, prompted=False, options={}).label
 
 
 DIRECTIONS = {"e": "identity", "J e": "newton", "Jᵀ e": "gradient"}
@@ -162,48 +168,44 @@ def has_hole(layer: Tensor) -> bool:
     return bool((binary_fill_holes(opaque) & ~opaque).mean() > 0.01)
 
 
-def main(output: Path, cache: Path = CACHE, load: Callable[[], fcs_lab.Denoiser] = lambda: fcs_lab.load("emoji")) -> None:
-    model, numbers = load(), {}
-    files = sorted((WEIGHTS / "emoji").rglob("*.safetensors"))
-    weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    common = [SEED, COMPOSITES, STEPS, STARTS, GUIDANCE, SMOOTHNESS, TEMPERATURE, PLACE, SEGMENTS, weights]
-    values: dict[str, dict[str, dict[str, Tensor]]] = {}
+@functools.cache
+def composites_of(num_layers: int, ground: str, arrangement: str) -> tuple[Composites, list[list[str]]]:
+    return make_emoji_composites(COMPOSITES, num_layers, ground=ground, arrangement=arrangement, seed=SEED)
+
+
+def measured(model: fcs_lab.Denoiser, row: Row, cache: Path) -> dict[str, Any]:
+    """What `measure` finds, of all composites."""
+    made, prompts = composites_of(row.num_layers, row.ground, row.arrangement)
+    weights = json.loads((WEIGHTS / "checksums.json").read_text())["emoji"]
+    told = [SEED, COMPOSITES, STEPS, STARTS, GUIDANCE, SMOOTHNESS, TEMPERATURE, PLACE, SEGMENTS, weights]
+    cells = []
+    for first in range(0, COMPOSITES, BATCH):
+        some = slice(first, min(first + BATCH, COMPOSITES))
+
+        def compute(some=some):
+            print(f"{row.composites}: {row.label}, composites {some.start} to {some.stop - 1} …", flush=True)
+            part = Composites(*(whole[some] for whole in vars(made).values()))
+            return measure(model, row, part, prompts[some], some.start)
+
+        name = f"{row.composites}-{row.label}-{first}".replace(" ", "-").replace(",", "")
+        cells.append(kept(cache, name, [*told, row.composites, row.label, first, some.stop], compute))
+    counts = {key: cells[0].pop(key) for key in ("evaluations", "backward_passes")}
+    return {key: torch.tensor([value for cell in cells for value in cell[key]]) for key in cells[0]} | counts
+
+
+def main(output: Path, cache: Path = CACHE) -> None:
+    model = fcs_lab.load("emoji")
+    found = {(row.composites, row.label): measured(model, row, cache) for row in ROWS}
+    numbers: dict[str, dict[str, dict]] = {}
     for row in ROWS:
-        made, prompts = make_emoji_composites(
-            COMPOSITES, row.num_layers, ground=row.ground, arrangement=row.arrangement, seed=SEED
-        )
-        cells = []
-        for first in range(0, COMPOSITES, BATCH):
-            some = slice(first, min(first + BATCH, COMPOSITES))
-
-            def compute(row=row, made=made, prompts=prompts, some=some):
-                print(f"{row.composites}: {row.label}, composites {some.start} to {some.stop - 1} …", flush=True)
-                part = Composites(*(values[some] for values in vars(made).values()))
-                return measure(model, row, part, prompts[some], some.start)
-
-            name = f"{row.composites}-{row.label}-{first}".replace(" ", "-").replace(",", "")
-            cells.append(kept(cache, name, [*common, row.composites, row.label, first, some.stop], compute))
-        found = {
-            key: torch.tensor([value for cell in cells for value in cell[key]])
-            for key in (*MEASURES, "edges", "inside", "holes")
-        }
-        concepts = [one[0].rpartition(", ")[0] for one in prompts]
-        of = values.setdefault(row.composites, {})
-        of[row.label] = found
-        entry = {key: pair(found[key], concepts) for key in MEASURES}
-        entry |= {key: cells[0][key] for key in ("evaluations", "backward_passes")}
-        if row.label == "J e" and row.composites == "2":
-            entry |= {key: pair(found[key], concepts) for key in ("edges", "inside")}
-            kinds = {"with holes": found["holes"] > 0, "without": found["holes"] == 0}
-            entry["iou of those"] = {
-                kind: pair(found["iou"][chosen], [c for c, yes in zip(concepts, chosen, strict=True) if yes])
-                | {"n": int(chosen.sum())}
-                for kind, chosen in kinds.items()
-                if chosen.sum() > 1
-            }
-        reference = next(iter(of[label] for label in of if label.startswith("J e")), None)
-        if reference is not None and reference is not found:
-            entry["less J e"] = {key: pair(found[key] - reference[key], concepts) for key in MEASURES}
+        values, reference = found[row.composites, row.label], found.get((row.composites, row.reference))
+        tops = [names[0] for names in composites_of(row.num_layers, row.ground, row.arrangement)[1]]
+        entry = {key: mean_of_emoji(values[key], tops) for key in MEASURES}
+        entry |= {key: values[key] for key in ("evaluations", "backward_passes")}
+        if values is reference:
+            entry |= details(values, tops)
+        elif reference is not None:
+            entry["less J e"] = {key: mean_of_emoji(values[key] - reference[key], tops) for key in MEASURES}
         numbers.setdefault(row.composites, {})[row.label] = entry
     settings = {"composites": COMPOSITES, "num_inference_steps": STEPS, "starts": STARTS, "guidance_scale": GUIDANCE,
                 "smoothness": SMOOTHNESS, "temperature": TEMPERATURE, "place": PLACE, "regions": SEGMENTS}  # fmt: skip
@@ -213,8 +215,14 @@ def main(output: Path, cache: Path = CACHE, load: Callable[[], fcs_lab.Denoiser]
     print(table)
 
 
-def pair(values: Tensor, concepts: list[str]) -> dict[str, float]:
-    return dict(zip(("mean", "error"), clustered(values, concepts), strict=True))
+def details(values: dict[str, Tensor], tops: list[str]) -> dict[str, dict]:
+    """The masks' error at soft edges and inside, and the IoU of composites with and without holes."""
+    found = {key: mean_of_emoji(values[key], tops) for key in ("edges", "inside")}
+    for kind, chosen in {"with holes": values["holes"] > 0, "without holes": values["holes"] == 0}.items():
+        if chosen.any():
+            names = [name for name, yes in zip(tops, chosen, strict=True) if yes]
+            found[f"iou {kind}"] = mean_of_emoji(values["iou"][chosen], names) | {"n": len(names)}
+    return found
 
 
 def as_markdown(numbers: dict) -> str:
@@ -237,6 +245,4 @@ def as_markdown(numbers: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cells (%(default)s)")
-    arguments = parser.parse_args()
-    main(arguments.output, arguments.cache)
+    main(parser.parse_args().output)

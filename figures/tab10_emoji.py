@@ -13,21 +13,21 @@ Cells that are done are kept under runs/tab10, and skipped when the command is r
 """
 
 import argparse
-import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from cells import kept
-from options import mean, noisy
+from options import mean, mean_of_emoji, noisy
 from scipy.sparse.linalg import eigs
 from torch import Tensor
 
 import fcs_lab
 from fcs_lab.data import example_images
 from fcs_lab.latent import in_latents
-from fcs_lab.metrics import clustered, masked_mse
+from fcs_lab.metrics import masked_mse
 from fcs_lab.probes import JacobianOperator, measure_fd_error, measure_linear_reach, measure_symmetry
 from fcs_lab.records import save_record
 from fcs_lab.zoo import WEIGHTS
@@ -147,7 +147,7 @@ def error_at(model: fcs_lab.Denoiser, truth: Tensor, x_t: Tensor, t: int) -> Ten
 
 
 def main(output: Path, cache: Path = CACHE) -> None:
-    weights = {name: digest(name) for name in MODELS}
+    weights = json.loads((WEIGHTS / "checksums.json").read_text())
     numbers = {"sampling": sampling(cache, weights["emoji"]), "J": {}}
     for name in MODELS:
         told = [SEED, PROBED, PROBES, H_STEPS.tolist(), weights[name]]
@@ -167,18 +167,13 @@ def main(output: Path, cache: Path = CACHE) -> None:
     print(table)
 
 
-def digest(name: str) -> str:
-    files = sorted((WEIGHTS / name).rglob("*.safetensors"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def sampling(cache: Path, weights: str) -> dict[str, dict]:
+def sampling(cache: Path, weights: dict[str, str]) -> dict[str, dict]:
     """By block, task and method: the mean error, evaluations, and what J e has less than each other."""
     model = fcs_lab.load("emoji", device="cpu")
     numbers: dict[str, dict] = {}
     for setting in SETTINGS:
         count = setting.pictures or PICTURES
-        concepts = [name.rpartition(", ")[0] for name in fcs_lab.load_emoji(count)[2]]
+        names = fcs_lab.load_emoji(count)[2]
         for task in setting.tasks:
             values, rows = {}, numbers.setdefault(str(setting), {}).setdefault(task, {})
             for method in setting.directions:
@@ -195,15 +190,11 @@ def sampling(cache: Path, weights: str) -> dict[str, dict]:
                     told = [SEED, GUIDANCE, FACTOR, str(setting), task, method, first, last, weights]
                     cells.append(kept(cache, f"{task}-{method}-{first}".replace(" ", "-"), told, compute))
                 values[method] = torch.tensor([value for cell in cells for value in cell["mse"]])
-                rows[method] = {"n": count, "mse": pair(values[method], concepts)}
+                rows[method] = {"n": count, "mse": mean_of_emoji(values[method], names)}
                 rows[method] |= {key: cells[0][key] for key in ("evaluations", "backward_passes")}
             for method in values.keys() - {"J e"}:
-                rows[method]["J e less it"] = pair(values["J e"] - values[method], concepts)
+                rows[method]["J e less it"] = mean_of_emoji(values["J e"] - values[method], names)
     return numbers
-
-
-def pair(values: Tensor, concepts: list[str]) -> dict[str, float]:
-    return dict(zip(("mean", "error"), clustered(values, concepts), strict=True))
 
 
 def as_markdown(numbers: dict) -> str:
@@ -236,6 +227,4 @@ def as_markdown(numbers: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output", help="folder (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the cells (%(default)s)")
-    arguments = parser.parse_args()
-    main(arguments.output, arguments.cache)
+    main(parser.parse_args().output)

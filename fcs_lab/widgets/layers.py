@@ -85,8 +85,8 @@ class LayersLab(SamplerLab):
         self.direction = self._direction_menu("newton", "gradient", "identity")
         self.num_inference_steps = control(widgets.IntSlider, 10, 2, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps")
-        # In the noisiest timesteps the layers are left to themselves, so that they differ before they share y out.
         self.starts = control(widgets.IntSlider, 1, 1, MOST_STARTS, description="starts")
+        # In the noisiest timesteps the layers are left to themselves, so that they differ before they share y out.
         self.free = control(widgets.IntSlider, 30, 0, 90, step=5, description="none in first %")
         self.frame_picture.layout.width = "auto"
         self.scrubber.description = "at step"

@@ -20,7 +20,7 @@ from fcs_lab.checks import check_count, check_tensor, is_int, is_number, refuse_
 from fcs_lab.constraints import ConstraintBase
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
-from fcs_lab.images import ImageLike, to_pil, to_tensor
+from fcs_lab.images import ImageLike, to_channels, to_pil, to_tensor
 from fcs_lab.sampler import StepSize, sample
 from fcs_lab.trace import Callback, State, TraceEntry
 
@@ -234,8 +234,9 @@ def infer_layers(
     Args:
         model: A denoiser of single layers; in a latent model the layers are decoded, and the masks are at the size of
             the images.
-        composite: y: an image, or several of one size, in any form that `to_tensor` takes.
-        num_layers: K, at least 1.
+        composite: y: an image, or several of one size, in any form that `to_tensor` takes; grey will do for a
+            colour model.
+        num_layers: K, at least 1 and at most as many as the composite has pixels.
         prompts: For a text-conditional model: K prompts, one a layer; or such a list for each composite. None: the
             model's own.
         guidance_scale: Of the prompts. None: 7.5, as in `load`.
@@ -265,9 +266,10 @@ def infer_layers(
             any work is done.
     """
     model = as_model(model)
-    y = to_tensor(composite, "composite")
-    if not is_int(num_layers) or num_layers < 1:
-        raise ValueError(f"num_layers is {num_layers!r}; expected a whole number of at least 1")
+    y = to_channels(to_tensor(composite, "composite"), model.image_shape[0], "composite")
+    pixels = y[0, 0].numel()
+    if not is_int(num_layers) or not 1 <= num_layers <= pixels:
+        raise ValueError(f"num_layers is {num_layers!r}; expected a whole number, 1 to the composite's {pixels} pixels")
     B, K = len(y), num_layers
     if masks is not None and scribbles is not None:
         raise ValueError("masks and scribbles are both given; fixed masks leave nothing for scribbles to tell")
@@ -405,7 +407,7 @@ def _check_known(known_layers: Mapping[int, ImageLike] | None, y: Tensor, K: int
     for k, image in (known_layers or {}).items():
         if not is_int(k) or not 0 <= k < K:
             raise ValueError(f"known_layers has layer {k!r}; expected 0 to {K - 1}")
-        known[int(k)] = image = to_tensor(image, f"known_layers[{k}]")
+        known[int(k)] = image = to_channels(to_tensor(image, f"known_layers[{k}]"), y.shape[1], f"known_layers[{k}]")
         if image.shape[1:] != y.shape[1:] or len(image) not in (1, len(y)):
             raise ValueError(
                 f"known_layers[{k}] has shape {tuple(image.shape)}; the composite has {tuple(y.shape)}: expected one image "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import generators, tiny_denoiser
+from PIL import Image
 
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
@@ -223,6 +224,8 @@ def bad(**arguments):
     [
         (bad(num_layers=0), ValueError, "num_layers is 0"),
         (bad(num_layers=1.5), ValueError, "num_layers"),
+        (bad(num_layers=65), ValueError, "num_layers is 65; expected a whole number, 1 to the composite's 64 pixels"),
+        (bad(composite=torch.rand(1, 3, 8, 8)), ValueError, "composite is in colour"),
         (bad(composite=torch.full((1, 1, 8, 8), math.nan)), ValueError, "composite has NaN"),
         (bad(composite=torch.zeros(1, 1, 8, 6)), ValueError, "8×6"),
         (bad(masks=torch.full((2, 8, 8), 0.6)), ValueError, "masks sum to between 1.2"),
@@ -250,6 +253,21 @@ def test_bad_input(pair, arguments, error, message):
     _, _, composite, model = pair
     with pytest.raises(error, match=message):
         fcs_lab.infer_layers(**{"model": model, "composite": composite, **SHORT} | arguments)
+
+
+def test_composites_of_a_colour_model():
+    """Grey will do, and transparency lies on white; a prompt too many or too few and an unknown word are told."""
+    model, settings = fcs_lab.load("emoji", device="cpu"), {"num_inference_steps": 1, "inner_steps": 0, "progress": False}
+    clear = Image.new("RGBA", (64, 64), (200, 30, 30, 0))
+    on_white = fcs_lab.infer_layers(model, Image.new("L", (64, 64), 255), generator=generators(0)[0], **settings)
+    assert torch.equal(fcs_lab.infer_layers(model, clear, generator=generators(0)[0], **settings).layers, on_white.layers)
+    for prompts in (["red apple, noto"], ["red apple, noto", "banana, noto", "star, noto"]):
+        with pytest.raises(ValueError, match=f"prompts holds {len(prompts)} prompts; expected one for each of 2 layers"):
+            fcs_lab.infer_layers(model, clear, prompts=prompts, **settings)
+    with pytest.warns(UserWarning, match="never saw 'quux'"):
+        fcs_lab.infer_layers(model, clear, prompts=["quux, noto", "star, noto"], **settings)
+    with pytest.raises(ValueError, match="composite has 4 channels"):
+        fcs_lab.infer_layers(model, torch.zeros(1, 4, 64, 64), **settings)
 
 
 def test_a_latent_model_takes_a_prompt_for_each_layer():

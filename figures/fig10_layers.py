@@ -1,7 +1,8 @@
 """Layer inference: composites of 2, 3 and 4 digits or garments, what they were made of, and what each method makes of them.
 
-The settings are those of the table (tab03_layers.py), the composites others. With `--images`, the pictures are taken for
-composites: what they were made of is not known, and nothing is measured.
+The settings are those of the table (tab03_layers.py), the composites others. `--model emoji` takes emoji apart, of which
+fig17_emoji_layers.py shows more. With `--images`, the pictures are taken for composites: what they were made of is not
+known, and nothing is measured.
 """
 
 import time
@@ -15,18 +16,20 @@ from options import DEFAULT, Options
 
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
-from fcs_lab.composites import MIN_VISIBLE, make_composites
+from fcs_lab.composites import MIN_VISIBLE, example_composites
 from fcs_lab.layers import late_inner_steps
 from fcs_lab.metrics import layer_psnr, mask_iou, match_layers
 from fcs_lab.plots import Figure, show
 
 SEED, STEPS, INNER, LAYERS = 7, 10, 5, (2, 3, 4)
 STEP_SIZE, TEMPERATURE = (0.5, 0.1), (0.1, 0.02)
-# Each kind's model, images, opaque part of a picture, smoothness of the masks, and weight of a pixel's place in k-means.
+# Each kind's model, smoothness of the masks, weight of a pixel's place in k-means, and what is where no layer is.
 KINDS = {
-    "digits": ("mnist", fcs_lab.load_digits, "stroke", 1.5, 3.0),
-    "garments": ("fashion", fcs_lab.load_garments, "silhouette", 2.0, 1.0),
+    "digits": ("mnist", 1.5, 3.0, -1.0),
+    "garments": ("fashion", 2.0, 1.0, -1.0),
+    "emoji": ("emoji", 3.0, 1.0, 1.0),
 }
+DRAWN = ("digits", "garments")
 ROWS = {"newton  Je": "newton", "gradient  Jᵀe": "gradient", "identity  e": "identity", "k-means": None}
 COLOURS = np.array([to_rgb(colour) for colour in ("#4c9be8", "#f28e2b", "#59c15f", "#e15fb0")])
 
@@ -34,15 +37,15 @@ COLOURS = np.array([to_rgb(colour) for colour in ("#4c9be8", "#f28e2b", "#59c15f
 def main(output: Path, asked: Options = DEFAULT) -> None:
     kinds = chosen(asked)
     seed, rows, numbers, seconds = asked.seed_or(SEED), {}, {}, {}
-    for kind, (name, load, opaque, smoothness, place) in kinds.items():
+    for kind, (name, smoothness, place, background) in kinds.items():
         model = asked.load(name)
         for K in LAYERS:
-            if load is None:
+            if asked.images is not None:
                 made = None
                 composite = asked.picture(model, list(kinds).index(kind))
                 rows.setdefault(f"{kind}\ntruth", []).append((composite, None, None))
             else:
-                made = make_composites(*load(), 1, K, kind=opaque, min_visible=MIN_VISIBLE[K], seed=seed)
+                made = example_composites(model, 1, K, seed)[0]
                 composite = made.images
                 rows.setdefault(f"{kind}\ntruth", []).append((composite, made.layers, made.masks))
             key = f"{kind}, {K} layers"
@@ -51,7 +54,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
                 print(f"{key}, {label} …")
                 start = time.perf_counter()
                 if direction is None:
-                    layers, masks = cluster_layers(composite, K, place=place)
+                    layers, masks = cluster_layers(composite, K, place=place, background=background)
                 else:
                     layers, masks = infer(model, composite, K, direction, smoothness, seed)
                 seconds[key][label] = round(time.perf_counter() - start, 2)
@@ -68,7 +71,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
         "inner_steps": late_inner_steps(STEPS, INNER),
         "step_size": STEP_SIZE,
         "temperature": TEMPERATURE,
-        "smoothness": {kind: values[3] for kind, values in kinds.items()},
+        "smoothness": {kind: values[1] for kind, values in kinds.items()},
         "min_visible": {K: MIN_VISIBLE[K] for K in LAYERS},
     }
     asked.save(draw(rows, numbers), output / "fig10_layers", model=[values[0] for values in kinds.values()], seed=seed,
@@ -82,15 +85,14 @@ def chosen(asked: Options) -> dict[str, tuple]:
         ValueError: A model that there are no composites for, and no folder.
     """
     if asked.default:
-        return KINDS
+        return {kind: KINDS[kind] for kind in DRAWN}
     if asked.images is None:
         kinds = {kind: values for kind, values in KINDS.items() if values[0] == asked.model}
         if not kinds:
-            raise ValueError(
-                f"model is {asked.model!r}; composites can be made for 'mnist' and 'fashion' only, so give --images"
-            )
+            known = ", ".join(repr(values[0]) for values in KINDS.values())
+            raise ValueError(f"model is {asked.model!r}; composites can be made for {known} only, so give --images")
         return kinds
-    return {"pictures": (asked.model or "mnist", None, None, 2.0, 1.0)}
+    return {"pictures": (asked.model or "mnist", 2.0, 1.0, -1.0)}
 
 
 def infer(

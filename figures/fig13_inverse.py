@@ -21,7 +21,7 @@ from fcs_lab.metrics import masked_mse
 from fcs_lab.plots import Figure, show
 from fcs_lab.probes import compare_directions
 
-MODEL, SEED, DIGITS, STEPS, INNER = "mnist", 0, 3, 8, 1
+MODEL, SEED, DIGITS, STEPS, INNER = "mnist", 0, 3, 5, 1
 TIMESTEPS = (900, 600, 300, 100)
 STEP_SIZE, REGULARIZATION, ITERATIONS = 0.5, 0.1, 50
 DIRECTIONS = {"J⁻¹ e": "exact", "J e": "newton", "Jᵀ e": "gradient", "e": "identity"}

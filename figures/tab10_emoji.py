@@ -1,13 +1,17 @@
-"""Does J e earn anything in this latent space? `emoji`, 128 pictures of concepts that it was not trained on.
+"""Does J e earn anything in this latent space? `emoji`, pictures of concepts that it was not trained on.
 
 The right half, a box, and ×4 super-resolution, along e, J e and Jᵀ e and by the preset "fast", with 10 timesteps and K = 3
-and with 20 and K = 5, without a prompt; and with the pictures' own prompts, guided, with 10 and K = 3. J⁻¹ e ("exact", some
-440 evaluations an inner step) completes the right half of eight, with K = 1, beside the others at the same. Means, and
-differences picture by picture; standard errors are clustered by concept, since six styles draw the same.
+on 128 pictures; on 64 of them with 20 and K = 5, and with the pictures' own prompts, guided, with 10 and K = 3. J⁻¹ e
+("exact", some 440 evaluations an inner step) completes the right half of eight, with K = 1, beside the others at the same.
+Means, and differences picture by picture; standard errors are clustered by concept, since six styles draw the same.
 
 Below, J itself beside `mnist`'s and `fashion`'s, at noisy versions of four pictures: how asymmetric it is, its spectral
 radius μ_max, how far a step along J e goes before the line that J draws is off by a tenth, and the best h of a finite
 difference.
+
+Last, super-resolution's e without any backward pass: through the encoder, J_E e_pixels, in place of J_Dᵀ e_pixels through
+the decoder. Samples by both, and what becomes of C at noisy versions of the pictures, over the best of some step lengths: if
+x̂_0 could be moved along e itself, and if x_t is moved along J e, as it has to be.
 
 Cells that are done are kept under runs/tab10, and skipped when the command is run again.
 """
@@ -26,8 +30,9 @@ from torch import Tensor
 
 import fcs_lab
 from fcs_lab.data import example_images
-from fcs_lab.latent import in_latents
-from fcs_lab.metrics import masked_mse
+from fcs_lab.directions import FD_STEP, norm_inf
+from fcs_lab.latent import Decoded, in_latents
+from fcs_lab.metrics import masked_mse, psnr
 from fcs_lab.probes import JacobianOperator, measure_fd_error, measure_linear_reach, measure_symmetry
 from fcs_lab.records import save_record
 from fcs_lab.zoo import WEIGHTS
@@ -38,6 +43,8 @@ DIRECTIONS = {"e": "identity", "J e": "newton", "Jᵀ e": "gradient", "J⁻¹ e"
 MODELS, TIMESTEPS, PROBED, PROBES = ("mnist", "fashion", "emoji"), (900, 700, 500, 300), 4, 16
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 H_STEPS = np.geomspace(1e-3, 3, 8)
+CODED, CODED_FACTORS, DERIVATIVES = 16, (2, 4, 8), {"J_Dᵀ e": "backward", "J_E e": "forward"}
+LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # ‖·‖_∞ of a step
 CACHE = Path(__file__).parents[1] / "runs" / "tab10"
 
 
@@ -60,8 +67,8 @@ class Setting:
 
 SETTINGS = (
     Setting(10, 3, False, ("e", "J e", "Jᵀ e", "fast")),
-    Setting(20, 5, False, ("e", "J e", "Jᵀ e")),
-    Setting(10, 3, True, ("e", "J e", "Jᵀ e")),
+    Setting(20, 5, False, ("e", "J e", "Jᵀ e"), pictures=64),
+    Setting(10, 3, True, ("e", "J e", "Jᵀ e"), pictures=64),
     Setting(10, 1, False, ("e", "J e", "Jᵀ e", "J⁻¹ e"), ("right half",), EXACT),
 )
 
@@ -138,6 +145,43 @@ def best_h(name: str) -> dict[str, dict]:
     return best
 
 
+def through_the_encoder(name: str, factor: int) -> dict[str, list]:
+    """Picture by picture: the samples' PSNR, the cosine of both e, how much J makes of each, and what is left of C."""
+    model = fcs_lab.load(name, device="cpu")
+    truth = example_images(model, CODED)
+    pixels = fcs_lab.SuperResolution(fcs_lab.downsample(truth, factor), factor)
+    tasks = {label: Decoded(pixels, model, derivative=derivative) for label, derivative in DERIVATIVES.items()}
+    found: dict[str, list] = {}
+    for label, task in tasks.items():
+        generators = [torch.Generator().manual_seed(SEED + i) for i in range(CODED)]
+        result = fcs_lab.sample(model, task, num_inference_steps=10, inner_steps=5, generator=generators, progress=False)
+        found[f"psnr {label}"] = psnr(result.images, truth).tolist()
+    h, rows = FD_STEP[torch.float32], {}
+    with torch.no_grad():
+        x_0 = model.encode(truth)
+        for t in TIMESTEPS:
+            noise = torch.cat(
+                [torch.randn(x_0[:1].shape, generator=torch.Generator().manual_seed(SEED + i)) for i in range(CODED)]
+            )
+            x_t = model.scheduler.add_noise(x_0, noise, torch.tensor([t]))
+            x0 = model(x_t, t)
+            before = pixels.cost_and_error(model.decode(x0))[0]
+            both = {label: task.error(x0) for label, task in tasks.items()}
+            both = {label: e / norm_inf(e) for label, e in both.items()}
+            rows.setdefault("cosine", []).append(torch.cosine_similarity(*(e.flatten(1) for e in both.values())))
+            for label, e in both.items():
+                d = (model(x_t + h * e, t) - x0) / h
+                left = {"x̂_0": [], "x_t": []}
+                for length in LENGTHS:
+                    moved = {"x̂_0": x0 + length * e, "x_t": model(x_t + length * d / norm_inf(d), t)}
+                    for what, one in moved.items():
+                        left[what].append(pixels.cost_and_error(model.decode(one))[0] / before)
+                rows.setdefault(f"gain {label}", []).append(d.flatten(1).norm(dim=1) / e.flatten(1).norm(dim=1))
+                for what, some in left.items():
+                    rows.setdefault(f"left, {what}, {label}", []).append(torch.stack(some).amin(0))
+    return found | {key: torch.stack(some).mean(0).tolist() for key, some in rows.items()}
+
+
 def error_at(model: fcs_lab.Denoiser, truth: Tensor, x_t: Tensor, t: int) -> Tensor:
     """e of the hidden right half."""
     asked, _ = constraint("right half", truth)
@@ -159,6 +203,15 @@ def main(output: Path, cache: Path = CACHE) -> None:
             },
             "best_h": kept(cache, f"{name}-h", told, lambda name=name: best_h(name)),
         }
+    numbers["through the encoder"] = {}
+    for name in MODELS[1:]:
+        for factor in CODED_FACTORS:
+            print(f"{name}: ×{factor}, through the encoder …", flush=True)
+            told = [SEED, CODED, TIMESTEPS, LENGTHS, factor, weights[name]]
+            row = kept(cache, f"{name}-coded-{factor}", told, lambda name=name, f=factor: through_the_encoder(name, f))
+            values = {key: torch.tensor(some) for key, some in row.items()}
+            values["psnr, J_E e less J_Dᵀ e"] = values["psnr J_E e"] - values["psnr J_Dᵀ e"]
+            numbers["through the encoder"][f"{name} ×{factor}"] = {key: mean(some) for key, some in values.items()}
     settings = {"pictures": PICTURES, "pictures of J⁻¹ e": EXACT, "guidance_scale": GUIDANCE, "factor": FACTOR,
                 "blocks": [str(setting) for setting in SETTINGS], "pictures probed": PROBED, "probes": PROBES}  # fmt: skip
     save_record(output / "tab10_emoji.json", model=list(MODELS), seed=SEED, settings=settings, numbers=numbers)
@@ -218,9 +271,23 @@ def as_markdown(numbers: dict) -> str:
     for name, found in numbers["J"].items():
         cells = [f"{one['h']:.2g} ({one['error']:.1g})" for one in found["best_h"].values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    columns = {
+        "psnr J_Dᵀ e": "PSNR, dB: J_Dᵀ e",
+        "psnr J_E e": "J_E e",
+        "psnr, J_E e less J_Dᵀ e": "difference",
+        "cosine": "cosine",
+    }
+    for what, title in {"gain": "‖J e‖/‖e‖", "left, x̂_0,": "C left, x̂_0 moved", "left, x_t,": "C left, x_t moved"}.items():
+        columns |= {f"{what} J_Dᵀ e": f"{title}: J_Dᵀ e", f"{what} J_E e": "J_E e"}
+    lines += ["", "| through the encoder | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for label, row in numbers["through the encoder"].items():
+        forms = {key: ".1f" if "psnr" in key else ".2f" for key in columns}
+        cells = [f"{row[key]['mean']:{form}} ± {row[key]['error']:{form}}" for key, form in forms.items()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
         "\n\nThe squared error is of what was hidden; of ×4, of all pixels, in units of [−1, 1]. ± is a standard error, "
-        f"clustered by concept; of J, over {PROBED} pictures. Step: ‖Δx_t‖_∞ along J e where the line is off by a tenth.\n"
+        f"clustered by concept; of J, over {PROBED} pictures, and through the encoder over {CODED}, what is not PSNR at t = "
+        f"{', '.join(map(str, TIMESTEPS))} together. Step: ‖Δx_t‖_∞ along J e where the line is off by a tenth.\n"
     )
 
 

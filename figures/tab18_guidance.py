@@ -23,6 +23,7 @@ from fcs_lab.metrics import denoising_loss
 from fcs_lab.records import save_record
 
 SEED, SAMPLES, MODELS = 0, 60, ("mnist", "fashion")
+LOADERS = {"mnist": fcs_lab.load_digits, "fashion": fcs_lab.load_garments}
 PROMPTED, GUIDANCE_SCALE = "class: the model's own prompt", 2.0
 JUDGE = "the nearest image's own accuracy"
 MEASURES = {
@@ -43,7 +44,7 @@ def main(output: Path) -> None:
         numbers[name] = study(name)
         seconds[name] = round(time.perf_counter() - start, 1)
     settings = {"samples": SAMPLES, "num_inference_steps": fig12.STEPS, "inner_steps": fig12.schedules(),
-                "threshold": fig12.THRESHOLD, "guidance_scale": GUIDANCE_SCALE}  # fmt: skip
+                "threshold": fig12.THRESHOLDS[MODELS[0]], "guidance_scale": GUIDANCE_SCALE}  # fmt: skip
     save_record(output / "tab18_guidance.json", model=MODELS, seed=SEED, settings=settings, numbers=numbers,
                 timings={"seconds": seconds})  # fmt: skip
     table = as_markdown(numbers)
@@ -55,9 +56,8 @@ def main(output: Path) -> None:
 def study(name: str) -> dict:
     """What is measured on each row of the figure."""
     model = fcs_lab.load(name, device="cpu")
-    load, kind = fig12.DATA[name]
-    images, labels = load(256)
-    classifier, judge, asked = load_classifier(kind), NearestImage(images, labels), fig12.asked_for(SAMPLES)
+    images, labels = LOADERS[name](256)
+    classifier, judge, asked = load_classifier(fig12.DATA[name][0]), NearestImage(images, labels), fig12.asked_for(SAMPLES)
     rows, _ = fig12.study(model, name, SAMPLES, SEED)
     outlined = images[-SAMPLES:]
     usual = denoising_loss(model, outlined).mean()
@@ -71,7 +71,7 @@ def study(name: str) -> dict:
             for label, last in (("gram", 7), ("gram, second block", 14)):
                 found[label] = fig12.gram_distances(images, rows["references"], classifier.features[:last])
         if kind in ("silhouette", FREE):
-            found["iou"] = overlap(images > fig12.THRESHOLD, rows["masks"] > 0)
+            found["iou"] = overlap(images > fig12.THRESHOLDS[name], rows["masks"] > 0)
             found["loss"] = denoising_loss(model, images) / usual
         return {key: mean(x) for key, x in found.items()}
 

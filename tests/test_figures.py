@@ -20,14 +20,15 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "figures" / "output"
 FIGURES = sorted((ROOT / "figures").glob("fig*.py"))
 TABLES = sorted((ROOT / "figures").glob("tab*.py"))
-DIGITS_ONLY = ("fig06_convergence", "fig08_invertibility")  # figures of the bundled digits alone
+ONE_MODEL = ("fig06_convergence", "fig08_invertibility", "fig17_emoji_layers")  # of the bundled digits alone, or of emoji
 TO_COME = ("tab09_emoji_layers", "tab10_emoji")
-SMALL = {"DIGITS": 2, "DIGIT": 0, "SAMPLES": 2, "PAIRS": 2, "STEPS": 3, "INNER": 2, "TIMESTEPS": (500,)}
+SMALL = {"DIGITS": 2, "COMPOSITES": 2, "DIGIT": 0, "SAMPLES": 2, "PAIRS": 2, "STEPS": 3, "INNER": 2, "TIMESTEPS": (500,)}
 EXPENSIVE = {  # what is small there
     "fig03_je_pixel": {"ITERATIONS": 3},
     "fig08_invertibility": {"TIMESTEPS": ()},  # of the trained model: a dense J takes long
     "fig13_inverse": {"DIGITS": 1, "STEPS": 1, "INNER": 1, "ITERATIONS": 2},
     "fig14_convergence_run": {"DIGITS": 1, "STEPS": 2},
+    "fig17_emoji_layers": {"SHOWN": (("behind", "white", "behind", 0),)},
 }
 
 
@@ -37,9 +38,10 @@ def script(path: Path, monkeypatch, **settings):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in settings.items():
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, value)
+    for owner in (module, getattr(module, "tab09", None)):  # whose settings fig17 takes
+        for name, value in settings.items():
+            if hasattr(owner, name):
+                monkeypatch.setattr(owner, name, value)
     monkeypatch.setattr("sys.argv", [str(path)])
     return module
 
@@ -84,7 +86,7 @@ def run(path: Path, monkeypatch, output: Path, *arguments: str, **settings) -> d
     return json.loads((output / f"{path.stem}.json").read_text())
 
 
-@pytest.mark.parametrize("path", [path for path in FIGURES if path.stem not in DIGITS_ONLY], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FIGURES if path.stem not in ONE_MODEL], ids=lambda path: path.stem)
 def test_a_figure_of_another_model_and_pictures(path, stable_diffusion, tmp_path, monkeypatch, capsys):
     small = {
         "fig07_fd_error": {"STEPS": 2},
@@ -117,6 +119,16 @@ class Grey(torch.nn.Module):
         return self.features(images.mean(1, keepdim=True))
 
 
+@pytest.mark.parametrize("stem", ["fig10_layers", "fig11_joined", "fig12_style_mask"])
+def test_a_figure_of_emoji(stem, tmp_path, monkeypatch):
+    """In colour: layers against truth, pictures joined, and guidance by the classifier of emoji."""
+    path = ROOT / "figures" / f"{stem}.py"
+    record = run(path, monkeypatch, tmp_path, "--model", "emoji", STEPS=2, INNER=1, SAMPLES=1, PAIRS=1, LAYERS=(2,))
+    assert record["model"]["name"] == "emoji"
+    numbers = str(record["numbers"])
+    assert {"fig10_layers": "mask_iou", "fig11_joined": "naive blend", "fig12_style_mask": "no guidance"}[stem] in numbers
+
+
 @pytest.mark.parametrize("stem", ["fig01_half_image", "fig03_je_pixel", "fig15_je_jt_sheet"])
 def test_a_figure_of_the_bundled_latent_model(stem, tmp_path, monkeypatch):
     path = ROOT / "figures" / f"{stem}.py"
@@ -125,9 +137,9 @@ def test_a_figure_of_the_bundled_latent_model(stem, tmp_path, monkeypatch):
     assert next(iter(record["model"]["sha256"])).startswith("fashion/")
 
 
-@pytest.mark.parametrize("stem", DIGITS_ONLY)
+@pytest.mark.parametrize("stem", ONE_MODEL)
 @pytest.mark.parametrize("option", [("model", "fashion"), ("images", "."), ("prompt", "a dress"), ("dtype", "float16")])
-def test_a_figure_of_the_digits_refuses_others(stem, option, tmp_path, monkeypatch):
+def test_a_figure_of_one_model_refuses_others(stem, option, tmp_path, monkeypatch):
     name, value = option
     with pytest.raises(ValueError, match=f"{name} is '{value}'; .* so leave --{name} out"):
         run(ROOT / "figures" / f"{stem}.py", monkeypatch, tmp_path, f"--{name}", value)
@@ -138,8 +150,12 @@ def test_a_figure_of_the_digits_refuses_others(stem, option, tmp_path, monkeypat
     ("stem", "arguments", "error"),
     [
         ("fig07_fd_error", ["--dtype", "float16"], "dtype is 'float16'; this figure compares the precisions"),
-        ("fig10_layers", ["--model", "emoji"], "model is 'emoji'; composites can be made for"),
-        ("fig12_style_mask", ["--model", "emoji"], "images is None"),
+        (
+            "fig10_layers",
+            ["--model", "mnist-inpainting"],
+            "model is 'mnist-inpainting'; composites can be made for 'mnist', ",
+        ),
+        ("fig12_style_mask", ["--model", "mnist-inpainting"], "images is None"),
         ("fig12_style_mask", ["--images", "."], "images is '.'; the references of a bundled model"),
         ("fig01_half_image", ["--images", "no such folder"], "images is 'no such folder'; expected a folder with pictures"),
         ("fig01_half_image", ["--prompt", "a dress"], "prompt is 'a dress', but mnist is an unconditional model"),

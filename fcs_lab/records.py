@@ -86,7 +86,7 @@ def _record(
         "command": shlex.join(["python", *_relative(sys.argv)]),
         "model": {
             "name": ", ".join(names),
-            "sha256": {file: sha for name in names for file, sha in _weights(name).items()},
+            "sha256": {file: sha for name in names for file, sha in weights_of(name).items()},
         },
         "seed": seed,
         "settings": settings,
@@ -171,7 +171,7 @@ def _write(record: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def _weights(name: str) -> dict[str, str]:
+def weights_of(name: str) -> dict[str, str]:
     """The SHA-256 of a model's weights, by their place in its folder; none for a hub id."""
     bundled = (WEIGHTS / name).is_dir() and not Path(name).is_absolute()
     folder = WEIGHTS / name if bundled else Path(name)

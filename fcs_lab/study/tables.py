@@ -1,0 +1,314 @@
+"""A study's records as tables and figures: what the methods do, at what cost, and how they differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fcs_lab.metrics import clustered
+from fcs_lab.plots import show
+from fcs_lab.study.config import Study
+from fcs_lab.study.measures import METRICS, SETS
+from fcs_lab.study.store import Cell, Store
+
+COSTS = ("evaluations", "backward", "flops")
+SHEET = 6
+"""The images of a sheet."""
+
+
+def frame(store: Store) -> pd.DataFrame:
+    """All records of a folder in long form.
+
+    Returns:
+        Columns model, method, row, budget, task, seed, image, name, group, metric, part, value; the part of costs is "".
+
+    Raises:
+        FileNotFoundError: There is no study in the folder.
+    """
+    if not (store.folder / "study.json").exists():
+        raise FileNotFoundError(f"{store.folder} has no study.json; expected a study's results folder")
+    model, rows = json.loads((store.folder / "study.json").read_text())["model"], []
+    for file in sorted((store.folder / "records").glob("*/*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            told = {"model": model} | {
+                key: record[key] for key in ("method", "row", "budget", "task", "seed", "image", "name", "group")
+            }
+            if "error" in record:
+                continue
+            rows += [told | {"metric": cost, "part": "", "value": record[cost]} for cost in COSTS
+                     if record[cost] is not None]  # fmt: skip
+            rows += [told | {"metric": metric, "part": part, "value": value}
+                     for metric, parts in record["metrics"].items() for part, value in parts.items()]  # fmt: skip
+    columns = ["model", "method", "row", "budget", "task", "seed", "image", "name", "group", "metric", "part", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summary(store: Store, study: Study) -> pd.DataFrame:
+    """Means over the images with standard errors, and differences image by image to the row that is compared with.
+
+    Of several seeds an image counts once, with their mean; images of a group (six drawings of one concept) are no
+    independent ones, and the errors are clustered by it.
+
+    Returns:
+        Columns method, task, budget, metric, part, n, mean, se, diff, diff_se. Rows whose metric has "wall", "time" or
+        "memory" in its name depend on the machine.
+    """
+    everything = frame(store)
+    diverse = _diversity(store, study) if "diversity" in study.metrics and len(study.seeds) > 1 else []
+    if diverse:
+        everything = pd.concat([everything, pd.DataFrame(diverse)], ignore_index=True)
+    rows = []
+    reference = study.compare or study.methods[0].told
+    for task in study.tasks:
+        of_task = everything[everything.task == task]
+        means = {}
+        for entry in study.methods:
+            budget = math.nan if entry.budget is None else entry.budget
+            ours = of_task[(of_task.row == entry.told) & (of_task.budget.astype(float).eq(budget) | of_task.budget.isna()
+                           & (entry.budget is None))]  # fmt: skip
+            for (metric, part), values in ours.groupby(["metric", "part"]):
+                means[entry.told, entry.budget, metric, part] = values.groupby(["image", "group"]).value.mean().reset_index()
+        for (told, budget, metric, part), values in means.items():
+            row = {"method": told, "task": task, "budget": budget, "metric": metric, "part": part} | _mean(values)
+            rows.append(row | _less(values, _compared(means, reference, budget, metric, part, told)))
+    rows += [row for task in study.tasks for entry in study.methods for row in _of_cell(store, study, task, entry)]
+    columns = ["method", "task", "budget", "metric", "part", "n", "mean", "se", "diff", "diff_se"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype({"budget": "Int64", "n": "Int64"})
+
+
+def _mean(values: pd.DataFrame) -> dict[str, Any]:
+    mean, se = clustered(torch.tensor(values.value.to_numpy(float)), values.group.astype(str).tolist())
+    return {"n": len(values), "mean": mean, "se": se}
+
+
+def _compared(means: dict, reference: str, budget: int | None, metric: str, part: str, told: str) -> pd.DataFrame | None:
+    """The values to compare with: of the reference at the same budget, or else its own; None for itself."""
+    if metric in COSTS:
+        return None
+    known = {key: value for key, value in means.items() if key[2:] == (metric, part)
+             and (key[0] == reference or key[0].split(" (")[0] == reference)}  # fmt: skip
+    same = [value for key, value in known.items() if key[1] == budget] or list(known.values())
+    own = (told, budget, metric, part)
+    return None if not same or own in known else same[-1]
+
+
+def _less(values: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, Any]:
+    if other is None:
+        return {"diff": math.nan, "diff_se": math.nan}
+    both = values.merge(other, on=["image", "group"], suffixes=("", "_other"))
+    if both.empty:
+        return {"diff": math.nan, "diff_se": math.nan}
+    difference = torch.tensor((both.value - both.value_other).to_numpy(float))
+    mean, se = clustered(difference, both.group.astype(str).tolist())
+    return {"diff": mean, "diff_se": se}
+
+
+def _of_cell(store: Store, study: Study, task: str, entry: Any) -> list[dict[str, Any]]:
+    """What is not of single images: FID and KID, time, memory, the largest batch."""
+    rows = []
+
+    def row(metric: str, n: int, mean: float, se: float = math.nan) -> None:
+        rows.append({"method": entry.told, "task": task, "budget": entry.budget, "metric": metric, "part": "all",
+                     "n": n, "mean": mean, "se": se, "diff": math.nan, "diff_se": math.nan})  # fmt: skip
+
+    cells = [Cell(entry, task, seed) for seed in study.seeds]
+    sets = [known for cell in cells if (known := store.sets(cell))]
+    for name in SETS:
+        values = [known[name] for known in sets if name in known]
+        if values:
+            error = values[0][1]
+            row(name, sets[0]["n"], float(np.mean([value for value, _ in values])), math.nan if error is None else error)
+    machine = [one for cell in cells for one in store.machine(cell) if one]
+    if machine:
+        seconds = torch.tensor([one["seconds"] for one in machine], dtype=torch.float64)
+        row("wall seconds an image", sum(one["batch"] for one in machine), seconds.mean().item(),
+            (seconds.std() / len(seconds) ** 0.5).item() if len(seconds) > 1 else math.nan)  # fmt: skip
+        known = [one for one in machine if one["memory"] is not None]
+        if known:
+            most = max(known, key=lambda one: one["memory"])
+            row("peak memory, GiB", most["batch"], (most["memory"] + most["weights"]) / 2**30)
+            each = most["memory"] / most["batch"]
+            row(f"largest batch in {study.memory:g} GiB of memory", most["batch"],
+                max(0, math.floor((study.memory * 2**30 - most["weights"]) / each)))  # fmt: skip
+    return rows
+
+
+def _diversity(store: Store, study: Study) -> list[dict[str, Any]]:
+    """Root mean square between the images of every two seeds, over all pixels."""
+    rows = []
+    for task in study.tasks:
+        for entry in study.methods:
+            cells = [Cell(entry, task, seed) for seed in study.seeds]
+            for record in store.of(cells[0]):
+                paths = [store.image(cell, record["image"]) for cell in cells]
+                if "error" in record or not all(path.exists() for path in paths):
+                    continue
+                images = [np.asarray(Image.open(path), dtype=np.float64) / 127.5 for path in paths]
+                pairs = [np.sqrt(np.mean((a - b) ** 2)) for i, a in enumerate(images) for b in images[:i]]
+                told = {key: record[key] for key in ("method", "row", "budget", "task", "image", "name", "group")}
+                rows.append(told | {"seed": 0, "metric": "diversity", "part": "all", "value": float(np.mean(pairs))})
+    return rows
+
+
+def report(store: Store, study: Study, *, command: Sequence[str] = ()) -> pd.DataFrame:
+    """Write `table.csv`, `table.md`, `pareto.png` and `sheet.png` from what is in the folder; nothing is computed.
+
+    Args:
+        store: The results.
+        study: The study.
+        command: What made them, for the record.
+
+    Returns:
+        The table, as `summary`.
+    """
+    table = summary(store, study)
+    told = _made_by(store, study, command)
+    comment = "".join(f"# {line}\n" for line in told.splitlines())
+    _replace(store.folder / "table.csv", comment + table.to_csv(index=False, float_format="%.6g"))
+    _replace(store.folder / "table.md", _markdown(table, study) + "\n" + told + "\n")
+    _save(_pareto(table, study), store.folder / "pareto.png", told)
+    _save(_sheet(store, study), store.folder / "sheet.png", told)
+    return table
+
+
+def _made_by(store: Store, study: Study, command: Sequence[str]) -> str:
+    known = json.loads((store.folder / "study.json").read_text())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("fcs_lab", "torch", "diffusers"))
+    weights = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(known["weights"].items())) or "of the hub"
+    words = shlex.join(["python", "-m", "fcs_lab.study", *command[1:]]) if command else "fcs_lab.study"
+    return f"{words}; model {study.model} ({weights}); seeds {', '.join(map(str, study.seeds))}; {versions}"
+
+
+def _markdown(table: pd.DataFrame, study: Study) -> str:
+    """A table for each task: a row per method and budget, a column per metric and part."""
+    reference = study.compare or study.methods[0].told
+    blocks = [f"# {study.model}: {study.n} images"]
+    for task in study.tasks:
+        ours = table[table.task == task]
+        if ours.empty:
+            continue
+        hidden = (ours.part == "hidden").any()
+        parts = {"mse": ("hidden", "known"), "psnr": ("hidden",), "ssim": ("hidden",)} if hidden else {}
+        every = dict.fromkeys(zip(ours.metric, ours.part, strict=True))
+        columns = sorted((key for key in every if key[1] in parts.get(key[0], (key[1],))), key=_order)
+        named = [metric if part in ("", "all") else f"{metric}, {part}" for metric, part in columns]
+        lines = [
+            "",
+            f"## {task}",
+            "",
+            "| method | budget | n | " + " | ".join(named) + " |",
+            "| --- " * (len(named) + 3) + "|",
+        ]
+        for (method, budget), rows in ours.groupby(["method", "budget"], sort=False, dropna=False):
+            cells = {(row.metric, row.part): row for row in rows.itertuples()}
+            shown = [_cell(cells.get(key)) for key in columns]
+            n = max(int(row.n) for key, row in cells.items() if key[0] in COSTS)
+            lines.append(f"| {method} | {'' if pd.isna(budget) else budget} | {n} | " + " | ".join(shown) + " |")
+        blocks.append("\n".join(lines))
+    blocks.append(f"\nMeans ± standard errors over the images, clustered by what they show. In brackets: less {reference}'s "
+                  "at the same budget (or its own), image by image.")  # fmt: skip
+    return "\n".join(blocks) + "\n"
+
+
+def _order(column: tuple[str, str]) -> tuple[int, int]:
+    """What is hidden before what is known; the measures in their own order, then time and memory, then the evaluations."""
+    metric, part = column
+    order = [*METRICS, "", *COSTS]
+    return order.index(metric if metric in order else ""), ("hidden", "all", "known", "").index(part)
+
+
+def _cell(row: Any) -> str:
+    if row is None:
+        return ""
+    if row.metric in COSTS:
+        return f"{row.mean:.4g}"
+    mean = f"{row.mean:.4g}" + ("" if math.isnan(row.se) else f" ± {row.se:.2g}")
+    return mean if math.isnan(row.diff) else f"{mean} ({row.diff:+.2g} ± {row.diff_se:.2g})"
+
+
+def _pareto(table: pd.DataFrame, study: Study) -> Figure:
+    """Quality against evaluations, time and (where it was measured) memory: a row of axes a task."""
+    kinds = [
+        metric for metric in dict.fromkeys(table.metric) if metric == "evaluations" or "wall" in metric or "peak" in metric
+    ]
+    figure = Figure(figsize=(3.6 * max(1, len(kinds)) + 2.2, 3.0 * len(study.tasks)), layout="constrained")
+    grid = figure.subplots(len(study.tasks), max(1, len(kinds)), squeeze=False)
+    rows = list(dict.fromkeys(entry.told for entry in study.methods))
+    colours = dict(zip(rows, matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))[: len(rows)].tolist() * 9, strict=False))
+    marks = "osD^v<>Pp*hX"
+    for line, task in zip(grid, study.tasks, strict=True):
+        ours = table[table.task == task]
+        quality = next((key for key in (("psnr", "hidden"), ("psnr", "all"), ("cost", "all"))
+                        if ((ours.metric == key[0]) & (ours.part == key[1])).any()), None)  # fmt: skip
+        for axes, kind in zip(line, kinds, strict=False):
+            for i, told in enumerate(rows if quality else ()):
+                good = ours[(ours.method == told) & (ours.metric == quality[0]) & (ours.part == quality[1])]
+                cost = ours[(ours.method == told) & (ours.metric == kind)]
+                both = good.merge(cost, on="budget", suffixes=("", "_cost"))
+                if not both.empty:
+                    both = both.sort_values("mean_cost")
+                    axes.errorbar(both.mean_cost, both["mean"], both.se, fmt=marks[i % len(marks)] + "-", ms=5, lw=1,
+                                  color=colours[told], label=told)  # fmt: skip
+            axes.set(xlabel=f"{kind}{' an image' if kind == 'evaluations' else ''}", title=task)
+            axes.set_xscale("symlog", linthresh=1) if kind == "evaluations" else axes.set_xscale("log")
+            axes.grid(alpha=0.3)
+        if quality:
+            line[0].set_ylabel(f"{quality[0]}{', dB' if quality[0] == 'psnr' else ''}, {quality[1]}")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    return figure
+
+
+def _sheet(store: Store, study: Study) -> Figure:
+    """The first images of each task: a row for each method and budget."""
+    count = min(SHEET, study.n)
+    rows: list[tuple[str, Any]] = [("the image", None), ("given", None)]
+    rows += [(entry.told + ("" if entry.budget is None else f", {entry.budget}"), entry) for entry in study.methods]
+    size, left, top = 0.7, 2.2, 0.35
+    width = left + len(study.tasks) * (count * size + 0.25)
+    height = top + len(rows) * size + 0.1
+    figure = Figure(figsize=(width, height))
+    for c, task in enumerate(study.tasks):
+        x = left + c * (count * size + 0.25)
+        figure.text((x + count * size / 2) / width, 1 - 0.1 / height, task, ha="center", va="top", fontsize=10)
+        for r, (label, entry) in enumerate(rows):
+            y = height - top - (r + 1) * size
+            if c == 0:
+                where = ((left - 0.1) / width, (y + size / 2) / height)
+                figure.text(*where, label, ha="right", va="center", fontsize=8)
+            kept = {"the image": "truth", "given": f"given-{task}"}
+            cell = kept[label] if entry is None else Cell(entry, task, study.seeds[0])
+            for i in range(count):
+                path = store.image(cell, i)
+                if path.exists():
+                    axes = figure.add_axes(((x + i * size) / width, y / height, size * 0.95 / width, size * 0.95 / height))
+                    picture = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+                    show(axes, picture)
+    return figure
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _save(figure: Figure, path: Path, told: str) -> None:
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=150, metadata={"Description": told}, format="png")
+    partial.replace(path)

@@ -284,6 +284,43 @@ def test_a_folder_of_pictures(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_masks_of_ones_own(tmp_path, monkeypatch):
+    """White is hidden; other masks are another task, and masks of another size are refused before any work."""
+    hidden = torch.zeros(2, 32, 32, dtype=torch.bool)
+    hidden[0, :5] = hidden[1, :, 20:] = True
+    study = SMALL | {"n": 2, "tasks": [{"name": "mine", "masks": str(tmp_path / "masks")}], "methods": ["identity"]}
+    (tmp_path / "masks").mkdir()
+    for i, one in enumerate(hidden):
+        Image.fromarray(one.numpy()).save(tmp_path / "masks" / f"{i}.png")
+    found = run(study, tmp_path / "out", progress=False)
+    assert set(found.task) == {"mine"} and set(found[found.metric == "mse"].part) == {"all", "known", "hidden"}
+    given = np.asarray(Image.open(tmp_path / "out" / "images" / "given-mine" / "00001.png"))
+    assert (given[:, 20:] == 128).all() or (given[:, 20:] == 127).all()
+    seen = count(monkeypatch)
+    Image.fromarray(~hidden[0].numpy()).save(tmp_path / "masks" / "0.png")
+    run(study, tmp_path / "out", progress=False)
+    assert seen == [("identity", 2)]
+    Image.fromarray(np.zeros((16, 16), bool)).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png of 'mine' is 16×16; expected masks of the images' size, 32×32"):
+        run(study, tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match="'mine' has 2 masks for 3 images"):
+        run(study | {"n": 3}, tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("metric", "extra"), [("lpips", "lpips"), ("fid", "fid")])
+def test_a_metric_that_is_not_installed_names_its_extra(metric, extra, tmp_path, monkeypatch):
+    """Where the extra is there, this says nothing: the metric is then measured."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    images = fcs_lab.load_emoji(2)[0]
+    with pytest.raises(ImportError, match=rf"pip install 'fcs_lab\[{extra}\]'"):
+        if metric == "fid":
+            set_distances(["fid"], images, images, None)
+        else:
+            run(SMALL | {"metrics": ["lpips"]}, tmp_path, progress=False)
+
+
 def test_another_family_runs_through_constrained(tmp_path, monkeypatch):
     """Flux, which `load` does not take: methods of evaluations run, one with a backward pass is refused before any work."""
     pipe = tiny.flux()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from typing import Any
 
 from fcs_lab.baselines import BUDGETS, METHODS, PEERS, WITHOUT_MODEL, budget
 from fcs_lab.checks import check_count, check_number, check_seed, is_int
+from fcs_lab.data import IMAGE_SUFFIXES
 from fcs_lab.fast import FAST_STEPS
 from fcs_lab.sampler import Settings
 from fcs_lab.study.measures import DEFAULTS as DEFAULT_METRICS
 from fcs_lab.study.measures import METRICS
-from fcs_lab.study.tasks import check_task_name
+from fcs_lab.study.tasks import TASKS, check_task_name
 
 __all__ = ["Entry", "Study", "read_studies", "read_study"]
 
@@ -63,6 +65,8 @@ class Study:
     """A bundled model, a folder, or a hub id."""
     tasks: tuple[str, ...]
     methods: tuple[Entry, ...]
+    masks: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Tasks with masks of one's own: their files, one for all images or one each, in the order of their names."""
     images: str = "test"
     """"test": the bundled test pictures, or a folder."""
     n: int = 64
@@ -91,7 +95,10 @@ class Study:
         return {name: getattr(self, name) for name in names}
 
 
-NAMES = {name: name for name in Study.__dataclass_fields__ if name != "told"} | {"prompt": "prompts", "budgets": "budgets"}
+NAMES = {name: name for name in Study.__dataclass_fields__ if name not in ("told", "masks")} | {
+    "prompt": "prompts",
+    "budgets": "budgets",
+}
 
 
 def read_studies(source: str | Path | Mapping[str, Any] | Study) -> dict[str, Study]:
@@ -157,6 +164,7 @@ def _several(told: dict[str, Any]) -> dict[str, Study]:
 
 
 def _checked(told: dict[str, Any]) -> Study:
+    given = told
     for key in told.keys() - NAMES.keys():
         raise ValueError(f"{key} is no key of a study; expected {', '.join(sorted(NAMES))}")
     for key in ("model", "tasks", "methods"):
@@ -177,8 +185,11 @@ def _checked(told: dict[str, Any]) -> Study:
     for key in ("tasks", "methods", "metrics", "seeds", "budgets"):
         if key in told and (not isinstance(told[key], list | tuple) or not told[key]):
             raise TypeError(f"{key} is {told[key]!r}; expected a list with something in it")
+    masks = {one["name"]: _mask_files(one, told.get("n", 64)) for one in told["tasks"] if isinstance(one, Mapping)}
+    told = told | {"tasks": [one["name"] if isinstance(one, Mapping) else one for one in told["tasks"]]}
     for name in told["tasks"]:
-        check_task_name(name)
+        if name not in masks:
+            check_task_name(name)
     for name in told.get("metrics", ()):
         if name not in METRICS:
             raise ValueError(f"metrics has {name!r}; expected some of {', '.join(METRICS)}")
@@ -204,7 +215,22 @@ def _checked(told: dict[str, Any]) -> Study:
     single = ("model", "images", "n", "guidance_scale", "dtype", "device", "size", "batch_size", "memory")
     chosen = {key: told[key] for key in single if key in told}
     lists = {key: tuple(dict.fromkeys(told[key])) for key in ("tasks", "seeds", "metrics") if key in told}
-    return Study(methods=entries, prompts=prompts, compare=compare, told=told, **chosen, **lists)
+    return Study(methods=entries, masks=masks, prompts=prompts, compare=compare, told=given, **chosen, **lists)
+
+
+def _mask_files(told: Mapping[str, Any], n: int) -> tuple[Path, ...]:
+    """The files of a task {name = …, masks = a folder}."""
+    name, folder = told.get("name"), told.get("masks")
+    if set(told) != {"name", "masks"} or not isinstance(name, str) or not isinstance(folder, str):
+        raise TypeError(f"tasks has {dict(told)!r}; expected a name, or {{name = …, masks = a folder}}")
+    if not re.fullmatch(r"[\w-]+", name) or name in TASKS:
+        raise ValueError(f"tasks has a task of masks named {name!r}; expected letters and digits, and a name of its own")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"tasks: the masks of {name!r} are in {folder!r}, which is no folder")
+    files = tuple(sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES))
+    if len(files) != 1 and len(files) < n:
+        raise ValueError(f"tasks: {name!r} has {len(files)} masks for {n} images; expected one, or one each")
+    return files
 
 
 def _entries(told: str | Mapping[str, Any], budgets: Sequence[int] | None, all_tasks: Sequence[str]) -> list[Entry]:

@@ -25,10 +25,9 @@ from tqdm.auto import tqdm
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.study.config import Study, evaluations_of, read_studies
 from fcs_lab.study.measures import SETS, measure, set_distances
-from fcs_lab.study.store import Batch, Cell, Store
+from fcs_lab.study.store import Batch, Cell, Store, masks_digest
 from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import SHEET, frame, report
-from fcs_lab.study.tasks import pose
 
 __all__ = ["Plan", "dry_run", "records", "run"]
 
@@ -68,7 +67,7 @@ class Outcome:
 def cells_of(study: Study) -> list[Cell]:
     """All cells of a study: a task after the other, so that methods can be compared soon."""
     return [
-        Cell(entry, task, seed)
+        Cell(entry, task, seed, masks_digest(study.masks.get(task, ())))
         for seed in study.seeds
         for task in study.tasks
         for entry in study.methods
@@ -258,8 +257,7 @@ class Worker:
         seeds = [cell.seed * 1_000_003 + i for i in numbers]
         told = {i: self._told(cell, i) for i in numbers}
         try:
-            features = self.subject.features() if cell.task == "style" else None
-            posed = pose(cell.task, truth, numbers, features)
+            posed = self.subject.pose(cell.task, truth, numbers)
             start, before = time.perf_counter(), _memory_before(self.subject.device)
             sampled = self.subject.sample(cell.entry, posed, seeds, self._prompts(numbers))
             machine = {"seconds": (time.perf_counter() - start) / len(numbers), "batch": len(numbers),
@@ -291,7 +289,7 @@ class Worker:
             torch.cuda.empty_cache()
             try:
                 seeds = [cell.seed * 1_000_003 + i for i in numbers[:size]]
-                posed = pose(cell.task, truth[:size], numbers[:size])
+                posed = self.subject.pose(cell.task, truth[:size], numbers[:size])
                 self.subject.sample(cell.entry, posed, seeds, self._prompts(numbers[:size]))
             except torch.OutOfMemoryError:
                 size //= 2

@@ -14,9 +14,10 @@ A batch appears by one rename, so a process that is killed leaves nothing half d
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,21 @@ class Cell:
     entry: Entry
     task: str
     seed: int
+    masks: str = ""
+    """Of a task with masks of one's own: a digest of them."""
 
     @property
     def folder(self) -> str:
         """Of its records: to be read by people, and no two alike."""
         own = settings_of(self.entry.name) | self.entry.settings
         name = f"{self.task}-{self.entry.name}-{self.entry.budget or 'own'}-{self.seed}"
-        return f"{name}-{digest([self.entry.name, own, self.entry.budget, self.entry.told, self.task, self.seed])}"
+        told = [self.entry.name, own, self.entry.budget, self.entry.told, self.task, self.seed]
+        return f"{name}-{digest([*told, self.masks] if self.masks else told)}"
+
+
+def masks_digest(files: Sequence[Path]) -> str:
+    """What tells masks from others, "" of none."""
+    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files]) if files else ""
 
 
 @dataclass(frozen=True)

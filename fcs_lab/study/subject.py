@@ -23,7 +23,7 @@ from fcs_lab.features import load_clip
 from fcs_lab.images import fit_image
 from fcs_lab.records import weights_of
 from fcs_lab.study.config import Entry, Study
-from fcs_lab.study.tasks import Posed
+from fcs_lab.study.tasks import Posed, pose, read_masks
 from fcs_lab.zoo import load, load_pipeline
 
 JUDGES = {"mnist": "digits", "fashion": "garments", "emoji": "emoji"}
@@ -135,6 +135,7 @@ class Subject:
         self.tuned: Denoiser | None = None
         self.weights = weights_of(study.model)
         self.flops: dict[str, int] | None = None
+        self.masks = {name: read_masks(files, name, *self.shape[1:]) for name, files in study.masks.items()}
 
     def _refuse(self, name: str) -> None:
         takes = [*EVALUATIONS, "fast", *(peer for peer, make in PEERS.items() if not make().differentiates), *WITHOUT_MODEL]
@@ -144,7 +145,12 @@ class Subject:
                 f"`constrained`, which has {', '.join(takes)}"
             )
 
-    def features(self) -> nn.Module:
+    def pose(self, task: str, truth: Tensor, numbers: Sequence[int]) -> Posed:
+        """A task of the study on these images."""
+        features = self._features() if task == "style" else None
+        return pose(task, truth, numbers, features, self.masks.get(task))
+
+    def _features(self) -> nn.Module:
         """What styles are compared by: the classifier's first block, or CLIP."""
         return load_clip(device=self.device) if self.judge is None else self.judge.features[:7]
 

@@ -21,7 +21,7 @@ from fcs_lab.metrics import clustered
 from fcs_lab.plots import show
 from fcs_lab.study.config import Study
 from fcs_lab.study.measures import METRICS, SETS
-from fcs_lab.study.store import Cell, Store
+from fcs_lab.study.store import Cell, Store, masks_digest
 
 COSTS = ("evaluations", "backward", "flops")
 SHEET = 6
@@ -125,7 +125,7 @@ def _of_cell(store: Store, study: Study, task: str, entry: Any) -> list[dict[str
         rows.append({"method": entry.told, "task": task, "budget": entry.budget, "metric": metric, "part": "all",
                      "n": n, "mean": mean, "se": se, "diff": math.nan, "diff_se": math.nan})  # fmt: skip
 
-    cells = [Cell(entry, task, seed) for seed in study.seeds]
+    cells = [Cell(entry, task, seed, masks_digest(study.masks.get(task, ()))) for seed in study.seeds]
     sets = [known for cell in cells if (known := store.sets(cell))]
     for name in SETS:
         values = [known[name] for known in sets if name in known]
@@ -152,7 +152,7 @@ def _diversity(store: Store, study: Study) -> list[dict[str, Any]]:
     rows = []
     for task in study.tasks:
         for entry in study.methods:
-            cells = [Cell(entry, task, seed) for seed in study.seeds]
+            cells = [Cell(entry, task, seed, masks_digest(study.masks.get(task, ()))) for seed in study.seeds]
             for record in store.of(cells[0]):
                 paths = [store.image(cell, record["image"]) for cell in cells]
                 if "error" in record or not all(path.exists() for path in paths):
@@ -292,7 +292,9 @@ def _sheet(store: Store, study: Study) -> Figure:
                 where = ((left - 0.1) / width, (y + size / 2) / height)
                 figure.text(*where, label, ha="right", va="center", fontsize=8)
             kept = {"the image": "truth", "given": f"given-{task}"}
-            cell = kept[label] if entry is None else Cell(entry, task, study.seeds[0])
+            cell = (
+                kept[label] if entry is None else Cell(entry, task, study.seeds[0], masks_digest(study.masks.get(task, ())))
+            )
             for i in range(count):
                 path = store.image(cell, i)
                 if path.exists():

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fcs_lab.constraints import Blur, Colorization, Constraint, Inpainting, SuperResolution, blur, downsample
 from fcs_lab.features import style
+from fcs_lab.images import read_image, to_mask
 
 __all__ = ["TASKS", "Posed", "check_task_name", "pose"]
 
@@ -54,7 +56,13 @@ def check_task_name(name: object) -> str:
     return str(name)
 
 
-def pose(name: str, truth: Tensor, numbers: Sequence[int], features: nn.Module | None = None) -> Posed:
+def pose(
+    name: str,
+    truth: Tensor,
+    numbers: Sequence[int],
+    features: nn.Module | None = None,
+    masks: Sequence[Tensor] | None = None,
+) -> Posed:
     """A task on images.
 
     Args:
@@ -62,12 +70,16 @@ def pose(name: str, truth: Tensor, numbers: Sequence[int], features: nn.Module |
         truth: (B, C, H, W) in [-1, 1].
         numbers: Which images of the study these are; their masks are drawn by these.
         features: Of "style": what the Gram matrices are of.
+        masks: Of a task of one's own, whose name may be any: bool (H, W), one for all images or one each, of all images.
 
     Raises:
         ValueError: A task that images of this kind cannot have.
     """
-    check_task_name(name)
     H, W = truth.shape[-2:]
+    if masks is not None:
+        hidden = torch.stack([masks[number if len(masks) > 1 else 0] for number in numbers])[:, None]
+        return Posed(Inpainting(truth, hidden), hidden, truth.masked_fill(hidden, 0))
+    check_task_name(name)
     if name.startswith("sr"):
         factor = int(name[2:])
         small = downsample(truth, factor)
@@ -87,6 +99,22 @@ def pose(name: str, truth: Tensor, numbers: Sequence[int], features: nn.Module |
         return Posed(style(truth, features), None, truth, compared=False)
     hidden = torch.stack([mask(name, H, W, number) for number in numbers])[:, None]
     return Posed(Inpainting(truth, hidden), hidden, truth.masked_fill(hidden, 0))
+
+
+def read_masks(files: Sequence[Path], name: str, height: int, width: int) -> list[Tensor]:
+    """Masks of one's own, white is hidden: bool (H, W) each.
+
+    Raises:
+        ValueError: One is of another size, or as for `to_mask`.
+    """
+    masks = [to_mask(read_image(file), str(file))[0, 0] for file in files]
+    for file, one in zip(files, masks, strict=True):
+        if one.shape != (height, width):
+            size = f"{one.shape[0]}×{one.shape[1]}"
+            raise ValueError(
+                f"tasks: {file.name} of {name!r} is {size}; expected masks of the images' size, {height}×{width}"
+            )
+    return masks
 
 
 def mask(name: str, height: int, width: int, number: int) -> Tensor:

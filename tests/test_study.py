@@ -20,8 +20,8 @@ import fcs_lab
 from fcs_lab.study import dry_run, read_study, records, run
 from fcs_lab.study.config import evaluations_of, read_studies
 from fcs_lab.study.measures import measure, set_distances
-from fcs_lab.study.run import Worker, cells_of, outcome
-from fcs_lab.study.store import Full, Store
+from fcs_lab.study.run import Worker, outcome
+from fcs_lab.study.store import Full, Store, cells_of
 from fcs_lab.study.subject import Subject
 from fcs_lab.study.tables import report, summary
 from fcs_lab.study.tasks import Posed, mask, pose

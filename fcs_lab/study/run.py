@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.study.config import Study, evaluations_of, read_studies
 from fcs_lab.study.measures import SETS, measure, set_distances
-from fcs_lab.study.store import Batch, Cell, Store, masks_digest
+from fcs_lab.study.store import Batch, Cell, Store, cells_of
 from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import SHEET, frame, report
 
@@ -62,17 +62,6 @@ class Outcome:
     table: pd.DataFrame
     failures: list[str] = field(default_factory=list)
     interrupted: bool = False
-
-
-def cells_of(study: Study) -> list[Cell]:
-    """All cells of a study: a task after the other, so that methods can be compared soon."""
-    return [
-        Cell(entry, task, seed, masks_digest(study.masks.get(task, ())))
-        for seed in study.seeds
-        for task in study.tasks
-        for entry in study.methods
-        if entry.tasks is None or task in entry.tasks
-    ]
 
 
 def records(out: str | Path) -> pd.DataFrame:

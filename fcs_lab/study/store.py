@@ -52,9 +52,21 @@ class Cell:
         return f"{name}-{digest([*told, self.masks] if self.masks else told)}"
 
 
-def masks_digest(files: Sequence[Path]) -> str:
+def _masks_digest(files: Sequence[Path]) -> str:
     """What tells masks from others, "" of none."""
     return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files]) if files else ""
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """All cells of a study: a task after the other, so that methods can be compared soon."""
+    masks = {task: _masks_digest(study.masks.get(task, ())) for task in study.tasks}
+    return [
+        Cell(entry, task, seed, masks[task])
+        for seed in study.seeds
+        for task in study.tasks
+        for entry in study.methods
+        if entry.tasks is None or task in entry.tasks
+    ]
 
 
 @dataclass(frozen=True)

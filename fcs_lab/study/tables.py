@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fcs_lab.metrics import clustered
 from fcs_lab.plots import show
 from fcs_lab.study.config import Study
 from fcs_lab.study.measures import METRICS, SETS
-from fcs_lab.study.store import Cell, Store, masks_digest
+from fcs_lab.study.store import Cell, Store, cells_of
 
 COSTS = ("evaluations", "backward", "flops")
 SHEET = 6
@@ -66,36 +66,51 @@ def summary(store: Store, study: Study) -> pd.DataFrame:
         Columns method, task, budget, metric, part, n, mean, se, diff, diff_se. Rows whose metric has "wall", "time" or
         "memory" in its name depend on the machine.
     """
-    everything = frame(store)
-    diverse = _diversity(store, study) if "diversity" in study.metrics and len(study.seeds) > 1 else []
-    if diverse:
-        everything = pd.concat([everything, pd.DataFrame(diverse)], ignore_index=True)
-    rows = []
-    reference = study.compare or study.methods[0].told
+    rows, reference = [], study.compare or study.methods[0].told
     for task in study.tasks:
-        of_task = everything[everything.task == task]
-        means = {}
+        means: dict[tuple, pd.Series] = {}
         for entry in study.methods:
-            budget = math.nan if entry.budget is None else entry.budget
-            ours = of_task[(of_task.row == entry.told) & (of_task.budget.astype(float).eq(budget) | of_task.budget.isna()
-                           & (entry.budget is None))]  # fmt: skip
-            for (metric, part), values in ours.groupby(["metric", "part"]):
-                means[entry.told, entry.budget, metric, part] = values.groupby(["image", "group"]).value.mean().reset_index()
+            cells = [cell for cell in cells_of(study) if cell.task == task and cell.entry == entry]
+            values = pd.DataFrame(_values(store, study, cells), columns=["image", "group", "metric", "part", "value"])
+            for (metric, part), some in values.groupby(["metric", "part"]):
+                means[entry.told, entry.budget, metric, part] = some.groupby(["image", "group"]).value.mean()
+            rows += _of_cells(store, study, cells)
         for (told, budget, metric, part), values in means.items():
             row = {"method": told, "task": task, "budget": budget, "metric": metric, "part": part} | _mean(values)
             rows.append(row | _less(values, _compared(means, reference, budget, metric, part, told)))
-    rows += [row for task in study.tasks for entry in study.methods for row in _of_cell(store, study, task, entry)]
     columns = ["method", "task", "budget", "metric", "part", "n", "mean", "se", "diff", "diff_se"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype({"budget": "Int64", "n": "Int64"})
+    return pd.DataFrame(rows, columns=columns).astype({"budget": "Int64", "n": "Int64"})
 
 
-def _mean(values: pd.DataFrame) -> dict[str, Any]:
-    mean, se = clustered(torch.tensor(values.value.to_numpy(float)), values.group.astype(str).tolist())
+def _values(store: Store, study: Study, cells: Sequence[Cell]) -> Iterator[tuple[int, str, str, str, float]]:
+    """Image, group, metric, part and value of what a method has on a task, of all seeds."""
+    records = [record for cell in cells for record in store.of(cell) if "error" not in record and record["image"] < study.n]
+    for record in records:
+        told = record["image"], str(record["group"])
+        yield from ((*told, cost, "", record[cost]) for cost in COSTS if record[cost] is not None)
+        yield from (
+            (*told, metric, part, value) for metric, parts in record["metrics"].items() for part, value in parts.items()
+        )
+    if "diversity" in study.metrics and len(cells) > 1:
+        groups = {record["image"]: str(record["group"]) for record in records}
+        yield from ((i, group, "diversity", "all", value) for i, group in groups.items()
+                    if (value := _diversity([store.image(cell, i) for cell in cells])) is not None)  # fmt: skip
+
+
+def _diversity(paths: Sequence[Path]) -> float | None:
+    """Root mean square between every two images, of values in [-1, 1]; None if one is not there."""
+    if not all(path.exists() for path in paths):
+        return None
+    images = [np.asarray(Image.open(path), dtype=np.float64) / 127.5 for path in paths]
+    return float(np.mean([np.sqrt(np.mean((a - b) ** 2)) for i, a in enumerate(images) for b in images[:i]]))
+
+
+def _mean(values: pd.Series) -> dict[str, Any]:
+    mean, se = clustered(torch.tensor(values.to_numpy(float)), values.index.get_level_values("group").tolist())
     return {"n": len(values), "mean": mean, "se": se}
 
 
-def _compared(means: dict, reference: str, budget: int | None, metric: str, part: str, told: str) -> pd.DataFrame | None:
+def _compared(means: dict, reference: str, budget: int | None, metric: str, part: str, told: str) -> pd.Series | None:
     """The values to compare with: of the reference at the same budget, or else its own; None for itself."""
     if metric in COSTS:
         return None
@@ -106,26 +121,23 @@ def _compared(means: dict, reference: str, budget: int | None, metric: str, part
     return None if not same or own in known else same[-1]
 
 
-def _less(values: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, Any]:
-    if other is None:
+def _less(values: pd.Series, other: pd.Series | None) -> dict[str, Any]:
+    both = None if other is None else (values - other).dropna()
+    if both is None or both.empty:
         return {"diff": math.nan, "diff_se": math.nan}
-    both = values.merge(other, on=["image", "group"], suffixes=("", "_other"))
-    if both.empty:
-        return {"diff": math.nan, "diff_se": math.nan}
-    difference = torch.tensor((both.value - both.value_other).to_numpy(float))
-    mean, se = clustered(difference, both.group.astype(str).tolist())
-    return {"diff": mean, "diff_se": se}
+    told = _mean(both)
+    return {"diff": told["mean"], "diff_se": told["se"]}
 
 
-def _of_cell(store: Store, study: Study, task: str, entry: Any) -> list[dict[str, Any]]:
+def _of_cells(store: Store, study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """What is not of single images: FID and KID, time, memory, the largest batch."""
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def row(metric: str, n: int, mean: float, se: float = math.nan) -> None:
+        entry, task = cells[0].entry, cells[0].task
         rows.append({"method": entry.told, "task": task, "budget": entry.budget, "metric": metric, "part": "all",
                      "n": n, "mean": mean, "se": se, "diff": math.nan, "diff_se": math.nan})  # fmt: skip
 
-    cells = [Cell(entry, task, seed, masks_digest(study.masks.get(task, ()))) for seed in study.seeds]
     sets = [known for cell in cells if (known := store.sets(cell))]
     for name in SETS:
         values = [known[name] for known in sets if name in known]
@@ -144,23 +156,6 @@ def _of_cell(store: Store, study: Study, task: str, entry: Any) -> list[dict[str
             each = most["memory"] / most["batch"]
             row(f"largest batch in {study.memory:g} GiB of memory", most["batch"],
                 max(0, math.floor((study.memory * 2**30 - most["weights"]) / each)))  # fmt: skip
-    return rows
-
-
-def _diversity(store: Store, study: Study) -> list[dict[str, Any]]:
-    """Root mean square between the images of every two seeds, over all pixels."""
-    rows = []
-    for task in study.tasks:
-        for entry in study.methods:
-            cells = [Cell(entry, task, seed, masks_digest(study.masks.get(task, ()))) for seed in study.seeds]
-            for record in store.of(cells[0]):
-                paths = [store.image(cell, record["image"]) for cell in cells]
-                if "error" in record or not all(path.exists() for path in paths):
-                    continue
-                images = [np.asarray(Image.open(path), dtype=np.float64) / 127.5 for path in paths]
-                pairs = [np.sqrt(np.mean((a - b) ** 2)) for i, a in enumerate(images) for b in images[:i]]
-                told = {key: record[key] for key in ("method", "row", "budget", "task", "image", "name", "group")}
-                rows.append(told | {"seed": 0, "metric": "diversity", "part": "all", "value": float(np.mean(pairs))})
     return rows
 
 
@@ -292,11 +287,9 @@ def _sheet(store: Store, study: Study) -> Figure:
                 where = ((left - 0.1) / width, (y + size / 2) / height)
                 figure.text(*where, label, ha="right", va="center", fontsize=8)
             kept = {"the image": "truth", "given": f"given-{task}"}
-            cell = (
-                kept[label] if entry is None else Cell(entry, task, study.seeds[0], masks_digest(study.masks.get(task, ())))
-            )
-            for i in range(count):
-                path = store.image(cell, i)
+            own = [cell for cell in cells_of(study) if cell.task == task and cell.entry == entry]
+            for i in range(count if entry is None or own else 0):
+                path = store.image(kept[label] if entry is None else own[0], i)
                 if path.exists():
                     axes = figure.add_axes(((x + i * size) / width, y / height, size * 0.95 / width, size * 0.95 / height))
                     picture = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1

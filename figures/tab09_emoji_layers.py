@@ -29,11 +29,11 @@ from torch import Tensor
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
 from fcs_lab.composites import Composites, make_emoji_composites
-from fcs_lab.metrics import layer_psnr, mask_error, mask_iou
+from fcs_lab.metrics import denoising_loss, layer_psnr, mask_error, mask_iou
 from fcs_lab.records import save_record
 from fcs_lab.zoo import WEIGHTS
 
-SEED, COMPOSITES, FEWER, FEWEST, BATCH = 0, 64, 32, 16, 16
+SEED, COMPOSITES, FEWER, FEWEST, BATCH = 0, 64, 16, 16, 16
 STEPS, STARTS, GUIDANCE, SMOOTHNESS, TEMPERATURE = 10, 4, 2.5, 3.0, (0.1, 0.02)
 PLACE = 1.0  # of k-means: the best of 0, 0.3, 1 and 3 on 12 other composites, of the "settings" pictures
 PERFECT = 40.0  # dB, beyond which layers count as found
@@ -214,6 +214,7 @@ def main(output: Path, cache: Path = CACHE) -> None:
         elif reference is not None:
             entry["less J e"] = {key: mean_of_emoji(values[key] - reference[key][: row.count], tops) for key in MEASURES}
         numbers.setdefault(row.composites, {})[row.label] = entry
+    numbers["2"]["the model's own loss"] = prior(model, cache)
     settings = {"num_inference_steps": STEPS, "starts": STARTS, "guidance_scale": GUIDANCE, "smoothness": SMOOTHNESS,
                 "temperature": TEMPERATURE, "place": PLACE, "regions": SEGMENTS}  # fmt: skip
     save_record(output / "tab09_emoji_layers.json", model="emoji", seed=SEED, settings=settings, numbers=numbers)
@@ -222,9 +223,31 @@ def main(output: Path, cache: Path = CACHE) -> None:
     print(table)
 
 
+def prior(model: fcs_lab.Denoiser, cache: Path) -> dict[str, dict]:
+    """The denoising loss of two emoji over one another, and of each by itself: whether the model could tell them apart."""
+    made, prompts = composites_of(2, "white", "overlapping")
+    weights = json.loads((WEIGHTS / "checksums.json").read_text())["emoji"]
+
+    def compute() -> dict[str, list[float]]:
+        both = [denoising_loss(model, some) for some in made.images.split(BATCH)]
+        single = [[denoising_loss(model, some) for some in made.layers[:, k].split(BATCH)] for k in (0, 1)]
+        return {
+            "composite": torch.cat(both).tolist(),
+            "layers": torch.stack([torch.cat(one) for one in single]).mean(0).tolist(),
+        }
+
+    found = kept(cache, "prior", [SEED, COMPOSITES, weights], compute)
+    values, tops = {key: torch.tensor(some) for key, some in found.items()}, [names[0] for names in prompts]
+    values["composite less its layers"] = values["composite"] - values["layers"]
+    return {key: mean_of_emoji(some, tops) for key, some in values.items()}
+
+
 def details(values: dict[str, Tensor], tops: list[str]) -> dict[str, dict]:
     """The masks' error at soft edges and inside, and the IoU of composites with and without holes."""
-    found = {key: mean_of_emoji(values[key], tops) for key in ("edges", "inside")}
+    found = {}
+    for key in ("edges", "inside"):
+        there = values[key].isfinite()  # a composite may have no soft edge where the layers differ
+        found[key] = mean_of_emoji(values[key][there], [name for name, yes in zip(tops, there, strict=True) if yes])
     for kind, chosen in {"with holes": values["holes"] > 0, "without holes": values["holes"] == 0}.items():
         if chosen.any():
             names = [name for name, yes in zip(tops, chosen, strict=True) if yes]
@@ -236,14 +259,20 @@ def as_markdown(numbers: dict) -> str:
     head = ["emoji", "method", "n", *MEASURES.values(), "IoU less J e's", "evaluations", "backward passes"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     form = {"iou": ".3f", "error": ".3f", "psnr": ".1f"}
+    loss = numbers["2"]["the model's own loss"]
     for composites, rows in numbers.items():
         for label, row in rows.items():
+            if row is loss:
+                continue
             cells = [f"{row[key]['mean']:{form[key]}} ± {row[key]['error']:{form[key]}}" for key in MEASURES]
             less = row.get("less J e")
             difference = "" if less is None else f"{less['iou']['mean']:+.3f} ± {less['iou']['error']:.3f}"
             counts = f"{row['evaluations']:g} | {row['backward_passes']:g}"
             lines.append(f"| {composites} | {label} | {row['n']} | " + " | ".join(cells) + f" | {difference} | {counts} |")
     lines.append("\nMeans of n composites ± standard errors, clustered by the uppermost concept; evaluations of a layer.")
+    told = {key: f"{one['mean']:.3f} ± {one['error']:.3f}" for key, one in loss.items()}
+    lines.append(f"The model's own denoising loss: {told['composite']} of two over one another, {told['layers']} of each by "
+                 f"itself, {told['composite less its layers']} less.")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

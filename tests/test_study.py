@@ -5,9 +5,11 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -384,6 +386,13 @@ def test_a_files_error_has_its_line(tmp_path):
         read_study(path)
     with pytest.raises(FileNotFoundError, match="expected a TOML file, or 'paper' or 'bundled'"):
         read_study(tmp_path / "none.toml")
+
+
+def test_the_readmes_study_is_one():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (told,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    study = read_study(tomllib.loads(told))
+    assert study.n == 64 and len(cells_of(study)) == 5 * (3 * 2 + 1)
 
 
 def test_the_packages_own_studies():

@@ -272,6 +272,11 @@ def read_fashion_mnist(folder: str | Path | None = None, split: Literal["train",
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The pictures of a folder, by their suffixes, in the order of their names."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
 @ordinary()
 @typed
 def read_cifar10(path: str | Path, size: int = 32) -> Tensor:

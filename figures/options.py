@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fcs_lab
 from fcs_lab.checks import check_seed
-from fcs_lab.data import IMAGE_SUFFIXES, example_images
+from fcs_lab.data import example_images, image_files
 from fcs_lab.denoisers import as_model
 from fcs_lab.images import fit_image
 from fcs_lab.metrics import clustered, mean_and_error
@@ -217,4 +217,4 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[Pat
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    return image_files(folder) if folder.is_dir() else []

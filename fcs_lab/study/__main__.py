@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fcs_lab.study.run import dry_run, outcome
-from fcs_lab.study.store import Full, Store
+from fcs_lab.study.store import Full, stores
 from fcs_lab.study.tables import report
 
 
@@ -23,11 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.report is not None:
-            within = [path.parent for path in sorted(asked.report.glob("*/study.json"))]
-            for folder in within if within and not (asked.report / "study.json").exists() else [asked.report]:
-                store = Store(folder)
+            for store in stores(asked.report):
                 report(store, store.study(), command=sys.argv)
-                print(f"wrote {folder}/table.md, table.csv, pareto.png and sheet.png")
+            _say(asked.report)
             return 0
         if asked.study is None or asked.output is None:
             parser.error("a study and -o FOLDER are needed, or --report FOLDER")
@@ -43,8 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for failure in ended.failures:
         print(failure, file=sys.stderr)
-    print(f"wrote {asked.output}/table.md, table.csv, pareto.png and sheet.png")
+    _say(asked.output)
     return 130 if ended.interrupted else 1 if ended.failures else 0
+
+
+def _say(out: Path) -> None:
+    for store in stores(out):
+        print(f"wrote {store.folder}/table.md, table.csv, pareto.png and sheet.png")
 
 
 if __name__ == "__main__":

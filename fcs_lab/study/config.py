@@ -15,7 +15,7 @@ from typing import Any
 
 from fcs_lab.baselines import BUDGETS, METHODS, PEERS, WITHOUT_MODEL, budget
 from fcs_lab.checks import check_count, check_number, check_seed, is_int
-from fcs_lab.data import IMAGE_SUFFIXES
+from fcs_lab.data import image_files
 from fcs_lab.fast import FAST_STEPS
 from fcs_lab.sampler import Settings
 from fcs_lab.study.measures import DEFAULTS as DEFAULT_METRICS
@@ -95,10 +95,7 @@ class Study:
         return {name: getattr(self, name) for name in names}
 
 
-NAMES = {name: name for name in Study.__dataclass_fields__ if name not in ("told", "masks")} | {
-    "prompt": "prompts",
-    "budgets": "budgets",
-}
+KEYS = (Study.__dataclass_fields__.keys() - {"told", "masks"}) | {"prompt", "budgets"}
 
 
 def read_studies(source: str | Path | Mapping[str, Any] | Study) -> dict[str, Study]:
@@ -165,8 +162,8 @@ def _several(told: dict[str, Any]) -> dict[str, Study]:
 
 def _checked(told: dict[str, Any]) -> Study:
     given = told
-    for key in told.keys() - NAMES.keys():
-        raise ValueError(f"{key} is no key of a study; expected {', '.join(sorted(NAMES))}")
+    for key in told.keys() - KEYS:
+        raise ValueError(f"{key} is no key of a study; expected {', '.join(sorted(KEYS))}")
     for key in ("model", "tasks", "methods"):
         if key not in told:
             raise ValueError(f"{key} is missing; a study has a model, tasks and methods")
@@ -227,7 +224,7 @@ def _mask_files(told: Mapping[str, Any], n: int) -> tuple[Path, ...]:
         raise ValueError(f"tasks has a task of masks named {name!r}; expected letters and digits, and a name of its own")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"tasks: the masks of {name!r} are in {folder!r}, which is no folder")
-    files = tuple(sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES))
+    files = tuple(image_files(Path(folder)))
     if len(files) != 1 and len(files) < n:
         raise ValueError(f"tasks: {name!r} has {len(files)} masks for {n} images; expected one, or one each")
     return files

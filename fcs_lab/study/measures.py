@@ -27,7 +27,7 @@ METRICS = {
     "lpips": "learned perceptual distance (AlexNet); extra 'lpips'",
     "fid": "Fréchet distance of features; extra 'fid' where they are Inception's",
     "kid": "kernel distance of the same features",
-    "diversity": "root mean square between the images of two seeds, over what is not known",
+    "diversity": "root mean square between the images of two seeds, over all pixels",
 }
 """What can be measured, by name."""
 
@@ -61,16 +61,16 @@ def measure(
         lpips: Of "lpips", pairs of RGB images -> distances.
     """
     found: dict[tuple[str, str], Tensor] = {}
-    parts = {"all": None} if posed.hidden is None else {"all": None, "known": ~posed.hidden, "hidden": posed.hidden}
+    parts = {"all": torch.ones_like(images[:, :1], dtype=torch.bool)}
+    if posed.hidden is not None:
+        parts |= {"known": ~posed.hidden, "hidden": posed.hidden}
     if posed.compared:
         similar = ssim_map(images, truth) if "ssim" in names else None
         for part, where in parts.items():
-            everywhere = torch.ones_like(images[:, :1], dtype=torch.bool)
-            error = masked_mse(images, truth, everywhere if where is None else where)
+            error = masked_mse(images, truth, where)
             found["mse", part], found["psnr", part] = error, 10 * torch.log10(4 / error.clamp(min=1e-10))
             if similar is not None:
-                weight = (everywhere if where is None else where).to(similar)
-                found["ssim", part] = (similar * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+                found["ssim", part] = (similar * where).flatten(1).sum(1) / where.flatten(1).sum(1)
         if judge is not None and "named" in names:
             found["named", "all"] = (judge(images).argmax(1) == judge(truth).argmax(1)).float()
         if lpips is not None and "lpips" in names:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.study.config import Study, evaluations_of, read_studies
 from fcs_lab.study.measures import SETS, measure, set_distances
-from fcs_lab.study.store import Batch, Cell, Store, cells_of
+from fcs_lab.study.store import Batch, Cell, Store, cells_of, stores
 from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import SHEET, frame, report
 
@@ -70,10 +70,7 @@ def records(out: str | Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: There is no study in the folder.
     """
-    within = [path.parent for path in sorted(Path(out).glob("*/study.json"))]
-    if (Path(out) / "study.json").exists() or not within:
-        return frame(Store(out))
-    return pd.concat([frame(Store(folder)) for folder in within], ignore_index=True)
+    return pd.concat([frame(store) for store in stores(out)], ignore_index=True)
 
 
 def run(
@@ -123,14 +120,11 @@ def _outcome(study: Study, store: Store, pictures: Images, *, progress: bool, ot
         store.begin(study, subject.weights, pictures.digest(), other=other)
         store.keep(study)
     state.wait_for_everyone()
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # several threads add up in another order, which Algorithm 1 makes visible
     work = [batch for cell in cells_of(study) for batch in store.missing(cell, study, failed=retry)]
     mine = work[state.process_index :: state.num_processes]
     worker = Worker(study, store, subject, pictures)
     stopped, elsewhere = False, []
-    with _until_asked() as asked:
+    with _one_thread(device), _until_asked() as asked:
         bar = tqdm(mine, desc="study", unit="batch", disable=not (progress and state.is_main_process))
         for batch in bar:
             if asked():
@@ -141,7 +135,6 @@ def _outcome(study: Study, store: Store, pictures: Images, *, progress: bool, ot
                 elsewhere.append(batch)
         for batch in () if stopped else elsewhere:  # another process has them; should it have died, they are ours
             worker.do(batch, failed=retry, wait=True)
-    torch.set_num_threads(threads)
     state.wait_for_everyone()
     failures = [
         f"{cell.task}, {cell.entry.told}, image {record['image']}: {record['error']}"
@@ -182,6 +175,18 @@ def _place(study: Study) -> tuple[PartialState, torch.device]:
     """The processes, and this one's device."""
     state = PartialState(cpu=study.device == "cpu")
     return state, torch.device(study.device) if study.device else state.device
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU one thread: several add up in another order, which Algorithm 1 makes visible."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -243,12 +248,11 @@ class Worker:
 
     def _computed(self, cell: Cell, numbers: list[int], truth: torch.Tensor) -> tuple[dict, dict, dict]:
         """Records, samples and the machine's own of some images; of a batch that fails, the error in each record."""
-        seeds = [cell.seed * 1_000_003 + i for i in numbers]
         told = {i: self._told(cell, i) for i in numbers}
         try:
             posed = self.subject.pose(cell.task, truth, numbers)
             start, before = time.perf_counter(), _memory_before(self.subject.device)
-            sampled = self.subject.sample(cell.entry, posed, seeds, self._prompts(numbers))
+            sampled = self.subject.sample(cell.entry, posed, cell.seeds(numbers), self._prompts(numbers))
             machine = {"seconds": (time.perf_counter() - start) / len(numbers), "batch": len(numbers),
                        "memory": _memory_since(self.subject.device, before), "weights": before,
                        "device": _name(self.subject.device)}  # fmt: skip
@@ -277,9 +281,8 @@ class Worker:
         while size >= 1:
             torch.cuda.empty_cache()
             try:
-                seeds = [cell.seed * 1_000_003 + i for i in numbers[:size]]
                 posed = self.subject.pose(cell.task, truth[:size], numbers[:size])
-                self.subject.sample(cell.entry, posed, seeds, self._prompts(numbers[:size]))
+                self.subject.sample(cell.entry, posed, cell.seeds(numbers[:size]), self._prompts(numbers[:size]))
             except torch.OutOfMemoryError:
                 size //= 2
             else:

@@ -43,6 +43,10 @@ class Cell:
     masks: str = ""
     """Of a task with masks of one's own: a digest of them."""
 
+    def seeds(self, numbers: Sequence[int]) -> list[int]:
+        """Of the noise of these images; see `Study.seeds`."""
+        return [self.seed * 1_000_003 + i for i in numbers]
+
     @property
     def folder(self) -> str:
         """Of its records: to be read by people, and no two alike."""
@@ -81,6 +85,12 @@ class Batch:
         return f"{self.numbers[0]:05d}-{self.numbers[-1]:05d}"
 
 
+def stores(out: str | Path) -> list[Store]:
+    """Of a results folder: its own, or where a file has several studies, one for each."""
+    within = [path.parent for path in sorted(Path(out).glob("*/study.json"))]
+    return [Store(folder) for folder in within if not (Path(out) / "study.json").exists()] or [Store(out)]
+
+
 class Store:
     """A results folder.
 
@@ -97,7 +107,7 @@ class Store:
         Args:
             study: The study.
             weights: SHA-256 of the model's files.
-            images: A digest of the images' names and sizes; more of them may be added behind.
+            images: What tells the images from others; more of them may be added behind.
             other: Go on although the folder is another study's; its records stay, and are no longer this one's.
 
         Raises:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fcs_lab.baselines import METHODS, PEERS, WITHOUT_MODEL
 from fcs_lab.classifier import load_classifier
 from fcs_lab.constrained import constrained
-from fcs_lab.data import GARMENTS, IMAGE_SUFFIXES, load_digits, load_emoji, load_garments
+from fcs_lab.data import GARMENTS, IMAGE_SUFFIXES, image_files, load_digits, load_emoji, load_garments
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.directions import EVALUATIONS
 from fcs_lab.features import load_clip
@@ -51,7 +51,7 @@ class Images:
             folder = Path(study.images)
             if not folder.is_dir():
                 raise FileNotFoundError(f"images is {study.images!r}; expected 'test' or a folder")
-            self.files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            self.files = image_files(folder)
             self.names = [file.stem.replace("_", " ").replace("-", " ") for file in self.files]
             self.groups = [file.name for file in self.files]
         if not self.names:
@@ -60,7 +60,7 @@ class Images:
             raise ValueError(f"n is {study.n}; there are {len(self.names)} images")
 
     def digest(self) -> str:
-        """What tells these pictures from others: the first ones' names and bytes, so that more may be added behind."""
+        """What tells these pictures from others: the first one's name and bytes, so that more may be added behind."""
         if self.files is None:
             return "bundled"
         first = self.files[0]
@@ -112,6 +112,7 @@ class Subject:
 
     def __init__(self, study: Study, device: torch.device):
         self.study, self.device = study, device
+        self.guidance = {} if study.guidance_scale is None else {"guidance_scale": study.guidance_scale}
         self.model: Denoiser | None = None
         self.pipeline: DiffusionPipeline | None = None
         dtype = getattr(torch, study.dtype)
@@ -166,7 +167,7 @@ class Subject:
         else:
             model = self._tuned() if entry.name == "tuned" else self.model
             if prompts is not None and entry.name != "tuned":
-                model = model.with_prompt(list(prompts), guidance_scale=self._guidance())
+                model = model.with_prompt(list(prompts), **self.guidance)
             result = call(model, posed.constraint, batch_size=len(seeds), generator=generators, progress=False, **settings)
         return Sampled(result.images.detach().float().cpu(), result.nfe, result.n_backward)
 
@@ -176,15 +177,11 @@ class Subject:
         settings = dict(entry.settings)
         T = settings.pop("num_inference_steps", 20)
         method = {"preset": "fast"} if entry.name == "fast" else {"method": entry.name}
-        given = {} if self.study.guidance_scale is None else {"guidance_scale": self.study.guidance_scale}
         prompts = [""] * len(generators) if prompts is None else list(prompts)
         with constrained(self.pipeline, posed.constraint, **method, **settings) as run:
             self.pipeline(prompts, num_inference_steps=T, generator=generators, output_type="pt",
-                          height=self.shape[1], width=self.shape[2], **given)  # fmt: skip
+                          height=self.shape[1], width=self.shape[2], **self.guidance)  # fmt: skip
         return Sampled(run.result.images.detach().float().cpu(), run.result.nfe, run.result.n_backward)
-
-    def _guidance(self) -> float:
-        return 7.5 if self.study.guidance_scale is None else self.study.guidance_scale
 
     def _tuned(self) -> Denoiser:
         if self.tuned is None:

@@ -160,12 +160,8 @@ def through_the_encoder(name: str, factor: int) -> dict[str, list]:
         found[f"psnr {label}"] = psnr(result.images, truth).tolist()
     h, rows = FD_STEP[torch.float32], {}
     with torch.no_grad():
-        x_0 = model.encode(truth)
         for t in TIMESTEPS:
-            noise = torch.cat(
-                [torch.randn(x_0[:1].shape, generator=torch.Generator().manual_seed(SEED + i)) for i in range(CODED)]
-            )
-            x_t = model.scheduler.add_noise(x_0, noise, torch.tensor([t]))
+            x_t = torch.cat([noisy(model, truth[i : i + 1], t, SEED + i) for i in range(CODED)])
             x0 = model(x_t, t)
             before = pixels.cost_and_error(model.decode(x0))[0]
             both = {label: task.error(x0) for label, task in tasks.items()}

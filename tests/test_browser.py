@@ -80,7 +80,7 @@ def page(lab):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1500, "height": 1500})
-        page.set_default_timeout(45_000)
+        page.set_default_timeout(120_000)  # a machine of one busy core takes its time
         yield page
         shot(page, "last_seen")  # after a failure, what there was to see
         browser.close()

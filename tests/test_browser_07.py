@@ -36,7 +36,7 @@ def test_scribble_press_run_recompose(lab, page):
     shot(page, "07_scribbled")
     run, stop = (page.locator("button.widget-button", has_text=name) for name in ("Run", "Stop"))
     run.click()
-    page.get_by_text(re.compile(r"^done \(80 evaluations a layer\)")).wait_for(timeout=120_000)
+    page.get_by_text(re.compile(r"^done \(80 evaluations a layer\)")).wait_for()
     pictures = page.locator(".jp-OutputArea img.widget-image")
     visible = [p for p in pictures.all() if p.is_visible() and p.evaluate("image => image.naturalWidth") > 0]
     assert len(visible) >= 3, "masks and layers, truth, put together anew"

@@ -190,6 +190,7 @@ def test_two_processes_share_a_folder(server, tmp_path):
     assert len(batches) == len(set(batches)) == 16
     assert server(tmp_path / "one", 0) == [0]
     assert lines(tmp_path / "both") == lines(tmp_path / "one")
+    assert server(tmp_path / "both", 0, 0, 0, 0) == [0] * 4, "all write the tables and pictures at the same moment"
 
 
 def test_accelerate_splits_the_cells(tmp_path):

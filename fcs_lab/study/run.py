@@ -25,9 +25,10 @@ from tqdm.auto import tqdm
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.study.config import Study, evaluations_of, read_studies
 from fcs_lab.study.measures import SETS, measure, set_distances
+from fcs_lab.study.plots import SHEET
 from fcs_lab.study.store import Batch, Cell, Store, cells_of, stores
 from fcs_lab.study.subject import Images, Subject
-from fcs_lab.study.tables import SHEET, frame, report
+from fcs_lab.study.tables import frame, report
 
 __all__ = ["Plan", "dry_run", "records", "run"]
 

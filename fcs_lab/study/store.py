@@ -222,12 +222,18 @@ class Store:
         finally:
             lock.release()
 
-    def _write(self, path: Path, what: str | Image.Image) -> None:
+    def put(self, name: str, what: str | bytes) -> None:
+        """A file beside the records, such as the table; whole, whoever else writes it at the same moment."""
+        self._write(self.folder / name, what)
+
+    def _write(self, path: Path, what: str | bytes | Image.Image) -> None:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(what, str):
                 partial.write_text(what, encoding="utf-8")
+            elif isinstance(what, bytes):
+                partial.write_bytes(what)
             else:
                 what.save(partial, "PNG")
             partial.replace(path)

@@ -10,22 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from fcs_lab.metrics import clustered
-from fcs_lab.plots import show
 from fcs_lab.study.config import Study
 from fcs_lab.study.measures import METRICS, SETS
+from fcs_lab.study.plots import pareto, png, sheet
 from fcs_lab.study.store import Cell, Store, cells_of
 
 COSTS = ("evaluations", "backward", "flops")
-SHEET = 6
-"""The images of a sheet."""
 
 
 def frame(store: Store) -> pd.DataFrame:
@@ -173,10 +169,10 @@ def report(store: Store, study: Study, *, command: Sequence[str] = ()) -> pd.Dat
     table = summary(store, study)
     told = _made_by(store, study, command)
     comment = "".join(f"# {line}\n" for line in told.splitlines())
-    _replace(store.folder / "table.csv", comment + table.to_csv(index=False, float_format="%.6g"))
-    _replace(store.folder / "table.md", _markdown(table, study) + "\n" + told + "\n")
-    _save(_pareto(table, study), store.folder / "pareto.png", told)
-    _save(_sheet(store, study), store.folder / "sheet.png", told)
+    store.put("table.csv", comment + table.to_csv(index=False, float_format="%.6g"))
+    store.put("table.md", _markdown(table, study) + "\n" + told + "\n")
+    store.put("pareto.png", png(pareto(table, study), told))
+    store.put("sheet.png", png(sheet(store, study), told))
     return table
 
 
@@ -233,77 +229,3 @@ def _cell(row: Any) -> str:
         return f"{row.mean:.4g}"
     mean = f"{row.mean:.4g}" + ("" if math.isnan(row.se) else f" ± {row.se:.2g}")
     return mean if math.isnan(row.diff) else f"{mean} ({row.diff:+.2g} ± {row.diff_se:.2g})"
-
-
-def _pareto(table: pd.DataFrame, study: Study) -> Figure:
-    """Quality against evaluations, time and (where it was measured) memory: a row of axes a task."""
-    kinds = [
-        metric for metric in dict.fromkeys(table.metric) if metric == "evaluations" or "wall" in metric or "peak" in metric
-    ]
-    figure = Figure(figsize=(3.6 * max(1, len(kinds)) + 2.2, 3.0 * len(study.tasks)), layout="constrained")
-    grid = figure.subplots(len(study.tasks), max(1, len(kinds)), squeeze=False)
-    rows = list(dict.fromkeys(entry.told for entry in study.methods))
-    colours = dict(zip(rows, matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))[: len(rows)].tolist() * 9, strict=False))
-    marks = "osD^v<>Pp*hX"
-    for line, task in zip(grid, study.tasks, strict=True):
-        ours = table[table.task == task]
-        quality = next((key for key in (("psnr", "hidden"), ("psnr", "all"), ("cost", "all"))
-                        if ((ours.metric == key[0]) & (ours.part == key[1])).any()), None)  # fmt: skip
-        for axes, kind in zip(line, kinds, strict=False):
-            for i, told in enumerate(rows if quality else ()):
-                good = ours[(ours.method == told) & (ours.metric == quality[0]) & (ours.part == quality[1])]
-                cost = ours[(ours.method == told) & (ours.metric == kind)]
-                both = good.merge(cost, on="budget", suffixes=("", "_cost"))
-                if not both.empty:
-                    both = both.sort_values("mean_cost")
-                    axes.errorbar(both.mean_cost, both["mean"], both.se, fmt=marks[i % len(marks)] + "-", ms=5, lw=1,
-                                  color=colours[told], label=told)  # fmt: skip
-            axes.set(xlabel=f"{kind}{' an image' if kind == 'evaluations' else ''}", title=task)
-            axes.set_xscale("symlog", linthresh=1) if kind == "evaluations" else axes.set_xscale("log")
-            axes.grid(alpha=0.3)
-        if quality:
-            line[0].set_ylabel(f"{quality[0]}{', dB' if quality[0] == 'psnr' else ''}, {quality[1]}")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    return figure
-
-
-def _sheet(store: Store, study: Study) -> Figure:
-    """The first images of each task: a row for each method and budget."""
-    count = min(SHEET, study.n)
-    rows: list[tuple[str, Any]] = [("the image", None), ("given", None)]
-    rows += [(entry.told + ("" if entry.budget is None else f", {entry.budget}"), entry) for entry in study.methods]
-    size, left, top = 0.7, 2.2, 0.35
-    width = left + len(study.tasks) * (count * size + 0.25)
-    height = top + len(rows) * size + 0.1
-    figure = Figure(figsize=(width, height))
-    for c, task in enumerate(study.tasks):
-        x = left + c * (count * size + 0.25)
-        figure.text((x + count * size / 2) / width, 1 - 0.1 / height, task, ha="center", va="top", fontsize=10)
-        for r, (label, entry) in enumerate(rows):
-            y = height - top - (r + 1) * size
-            if c == 0:
-                where = ((left - 0.1) / width, (y + size / 2) / height)
-                figure.text(*where, label, ha="right", va="center", fontsize=8)
-            kept = {"the image": "truth", "given": f"given-{task}"}
-            own = [cell for cell in cells_of(study) if cell.task == task and cell.entry == entry]
-            for i in range(count if entry is None or own else 0):
-                path = store.image(kept[label] if entry is None else own[0], i)
-                if path.exists():
-                    axes = figure.add_axes(((x + i * size) / width, y / height, size * 0.95 / width, size * 0.95 / height))
-                    picture = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
-                    show(axes, picture)
-    return figure
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _save(figure: Figure, path: Path, told: str) -> None:
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, metadata={"Description": told}, format="png")
-    partial.replace(path)

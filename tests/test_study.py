@@ -24,7 +24,7 @@ from fcs_lab.study.config import evaluations_of, read_studies
 from fcs_lab.study.measures import measure, set_distances
 from fcs_lab.study.run import Worker, outcome
 from fcs_lab.study.store import Full, Store, cells_of
-from fcs_lab.study.subject import Subject
+from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import report, summary
 from fcs_lab.study.tasks import Posed, mask, pose
 
@@ -361,7 +361,9 @@ def test_another_family_runs_through_constrained(tmp_path, monkeypatch):
         ({"budgets": [0]}, "budgets has 0"),
         ({"seeds": [-1]}, "seed is -1"),
         ({"n": 0}, "n is 0"),
-        ({"n": 257}, "n is 257; there are 256 images"),
+        ({"n": 257}, "n is 257 after the first 0; there are 256 images"),
+        ({"n": 56, "first": 201}, "n is 56 after the first 201; there are 256 images"),
+        ({"first": -1}, "first is -1"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"prompts": ["a"]}, "prompts has 1 entries; expected a string for each of n = 3"),
         ({"compare": "dps"}, "compare is 'dps'"),
@@ -375,6 +377,16 @@ def test_a_wrong_study_is_refused_before_any_work(told, error, tmp_path, monkeyp
     with pytest.raises((ValueError, TypeError), match=error):
         run(SMALL | told, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_left_alone_and_studies_with_names(tmp_path):
+    """A search's images are not the table's, and one file may have two studies of one model."""
+    truth, _ = fcs_lab.load_digits()
+    assert torch.equal(Images(read_study(SMALL | {"n": 2, "first": 5})).read([1], (1, 32, 32))[1], truth[6:7])
+    named = SMALL | {"studies": [{"model": "mnist"}, {"model": "mnist", "name": "more", "n": 5}]}
+    assert {name: study.n for name, study in read_studies(named).items()} == {"mnist": 3, "more": 5}
+    with pytest.raises(ValueError, match="studies has 'mnist' 2 times; expected a name of letters and digits for each"):
+        read_studies(SMALL | {"studies": [{"model": "mnist"}] * 2})
 
 
 def test_a_files_error_has_its_line(tmp_path):

@@ -70,6 +70,8 @@ class Study:
     images: str = "test"
     """"test": the bundled test pictures, or a folder."""
     n: int = 64
+    first: int = 0
+    """How many of the images are left out before the first: those that settings were chosen on, say."""
     seeds: tuple[int, ...] = (0,)
     """The noise of image i is that of seed · 1,000,003 + i, the same for all methods."""
     prompts: str | tuple[str, ...] | None = None
@@ -91,21 +93,21 @@ class Study:
 
     def identity(self) -> dict[str, Any]:
         """What all records of a results folder share; tasks, methods, images and seeds may be added."""
-        names = ("model", "images", "prompts", "guidance_scale", "dtype", "size", "batch_size")
+        names = ("model", "images", "first", "prompts", "guidance_scale", "dtype", "size", "batch_size")
         return {name: getattr(self, name) for name in names}
 
 
-KEYS = (Study.__dataclass_fields__.keys() - {"told", "masks"}) | {"prompt", "budgets"}
+KEYS = (Study.__dataclass_fields__.keys() - {"told", "masks"}) | {"prompt", "budgets", "name"}
 
 
 def read_studies(source: str | Path | Mapping[str, Any] | Study) -> dict[str, Study]:
     """The studies of a TOML file, of one of the package's own ("paper", "bundled"), or of the same as a dict.
 
     A file is one study, or has several in tables `[[studies]]`, which have what stands above them and say what differs, the
-    model at least.
+    model at least; `name` tells two of one model apart.
 
     Returns:
-        By the folder, within the results', that each has: "" for one study, the models' names for several.
+        By the folder, within the results', that each has: "" for one study, the names or else the models' for several.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -154,10 +156,13 @@ def _several(told: dict[str, Any]) -> dict[str, Study]:
     tables, common = told["studies"], {key: value for key, value in told.items() if key != "studies"}
     if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) and "model" in one for one in tables):
         raise TypeError("studies has something else than tables with a model; expected [[studies]] and model = …")
-    found = {Path(str(one["model"])).name: _checked(common | dict(one)) for one in tables}
-    if len(found) < len(tables):
-        raise ValueError("studies has two of one model; expected a file for each")
-    return found
+    names = [str(one["name"]) if "name" in one else Path(str(one["model"])).name for one in tables]
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(
+                f"studies has {name!r} {names.count(name)} times; expected a name of letters and digits for each"
+            )
+    return {name: _checked(common | dict(one)) for name, one in zip(names, tables, strict=True)}
 
 
 def _checked(told: dict[str, Any]) -> Study:
@@ -173,6 +178,7 @@ def _checked(told: dict[str, Any]) -> Study:
     if told.get("dtype", "float32") not in DTYPES:
         raise ValueError(f"dtype is {told['dtype']!r}; expected one of {', '.join(map(repr, DTYPES))}")
     check_count("n", told.get("n", 64), 1)
+    check_count("first", told.get("first", 0), 0)
     check_count("batch_size", told.get("batch_size", 16), 1)
     if "size" in told:
         check_count("size", told["size"], 8, 4096)
@@ -209,7 +215,7 @@ def _checked(told: dict[str, Any]) -> Study:
     compare = told.get("compare", "")
     if compare and compare not in {name for entry in entries for name in (entry.name, entry.told)}:
         raise ValueError(f"compare is {compare!r}; expected one of {', '.join(entry.told for entry in entries)}")
-    single = ("model", "images", "n", "guidance_scale", "dtype", "device", "size", "batch_size", "memory")
+    single = ("model", "images", "n", "first", "guidance_scale", "dtype", "device", "size", "batch_size", "memory")
     chosen = {key: told[key] for key in single if key in told}
     lists = {key: tuple(dict.fromkeys(told[key])) for key in ("tasks", "seeds", "metrics") if key in told}
     return Study(methods=entries, masks=masks, prompts=prompts, compare=compare, told=given, **chosen, **lists)

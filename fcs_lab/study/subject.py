@@ -56,8 +56,12 @@ class Images:
             self.groups = [file.name for file in self.files]
         if not self.names:
             raise ValueError(f"images is {study.images!r}, a folder without pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        if study.n > len(self.names):
-            raise ValueError(f"n is {study.n}; there are {len(self.names)} images")
+        if study.first + study.n > len(self.names):
+            raise ValueError(f"n is {study.n} after the first {study.first}; there are {len(self.names)} images")
+        kept = slice(study.first, None)
+        self.names, self.groups = self.names[kept], self.groups[kept]
+        self.files = None if self.files is None else self.files[kept]
+        self.bundled = None if self.bundled is None else self.bundled[kept]
 
     def digest(self) -> str:
         """What tells these pictures from others: the first one's name and bytes, so that more may be added behind."""

@@ -17,6 +17,7 @@ from fcs_lab.constraints import (
 )
 from fcs_lab.data import load_digits, load_emoji, load_garments
 from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
+from fcs_lab.diagnosis import Diagnosis, Finding, diagnose
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.latent import LatentDenoiser, LatentInpainting, Layout
 from fcs_lab.layers import LayersResult, infer_layers
@@ -29,6 +30,8 @@ __all__ = [
     "ConstrainedRun",
     "CostConstraint",
     "Denoiser",
+    "Diagnosis",
+    "Finding",
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
     "Inpainting",
@@ -41,6 +44,7 @@ __all__ = [
     "SuperResolution",
     "blur",
     "constrained",
+    "diagnose",
     "downsample",
     "infer_layers",
     "load",

@@ -129,6 +129,11 @@ def gaussian():
     return fcs_lab.GaussianMixtureDenoiser(noise(2, 1, 2, 2), 0.1)
 
 
+@functools.cache
+def diagnosed():
+    return fcs_lab.diagnose(model(), half(), num_inference_steps=2, inner_steps=1)
+
+
 def kernel():
     return torch.full((3, 3), 1 / 9)
 
@@ -256,6 +261,21 @@ def calls() -> dict[str, tuple]:
                 "callback_on_step_end": value(None),
             }
             | short(),
+        ),
+        "diagnosis.diagnose": (
+            fcs_lab.diagnose,
+            {
+                "model": model,
+                "task": half,
+                "num_inference_steps": value(3),
+                "inner_steps": value(1),
+                "step_size": value(0.3),
+                "direction": value("newton"),
+                "fd_step": value(None),
+                "regularization": value(0.1),
+                "eta": value(1.0),
+                "seed": value(0),
+            },
         ),
         "layers.infer_layers": (
             fcs_lab.infer_layers,
@@ -633,6 +653,7 @@ def calls() -> dict[str, tuple]:
             plots.plot_error,
             {"results": lambda: {"newton": result()}, "axes": value(None), "image": value(0)},
         ),
+        "plots.plot_diagnosis": (plots.plot_diagnosis, {"diagnosis": diagnosed}),
         "plots.trajectory": (
             plots.trajectory,
             {"results": lambda: {"newton": traced()}, "image": value(0), "columns": value(2)},
@@ -941,6 +962,8 @@ NOT_CALLED = {
             "constrained.ConstrainedRun",
             "constraints.SingularSystem",
             "families.Family",
+            "diagnosis.Diagnosis",
+            "diagnosis.Finding",
             "forecast.Forecast",
             "layers.LayersResult",
             "probes.comparison.Compared",

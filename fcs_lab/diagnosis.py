@@ -156,7 +156,7 @@ def diagnose(
     check_task(task)
     if task is None:
         raise TypeError("task is None; expected a constraint")
-    check_seed(seed)
+    seed = int(check_seed(seed))
     own = {
         "inner_steps": inner_steps,
         "step_size": step_size,
@@ -169,7 +169,7 @@ def diagnose(
     given = {name: value for name, value in own.items() if value is not None}
     asked = Settings(num_inference_steps=num_inference_steps, trained=trained, direction=direction, **given)
     λ = asked.λ(torch.linspace(trained, 1, num_inference_steps).tolist())
-    examined = _Examined(asked, next((sizes[0] for sizes in λ if sizes), 0.0), math.nan)
+    examined = _Examined(asked, next((sizes[0] for sizes in λ if sizes), 0.0), max(map(len, λ)))
     if of_pipeline:
         check_pipeline(model)
         peer = Peer("diagnose", examined.method, plan=examined.plan)
@@ -196,7 +196,9 @@ class _Examined:
     asked: Settings
     step: float
     """λ_1."""
-    seconds: float
+    inner_steps: int
+    """The most of a timestep."""
+    seconds: float = math.nan
     """Of one evaluation."""
     derivatives: bool = False
     forward_mode: int = 0
@@ -329,9 +331,8 @@ class _Examined:
 
     def _told_step_size(self) -> Finding:
         ratio, allowed, μ = self.median("step_size"), self.median("allowed"), self.median("mu_max")
-        counts = self.asked.inner_steps if isinstance(self.asked.inner_steps, list | tuple) else [self.asked.inner_steps]
         verdict, advice = _verdict("step_size", ratio), "a smaller step_size: the step overshoots"
-        if verdict == "ok" and self.step and (1 - ratio) * max(counts, default=0) < HARDLY:
+        if verdict == "ok" and self.step and (1 - ratio) * self.inner_steps < HARDLY:
             verdict, advice = "doubtful", "a larger step_size, or more inner_steps: x_t is hardly moved"
         told = (
             f"a step of λ_1 = {self.step:g} leaves {ratio:.3g} of C; safe for any e would be {allowed:.2g} "

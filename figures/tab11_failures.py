@@ -100,7 +100,7 @@ def differs(row_: str, base: str) -> str:
     """What a row's settings have that the base's have not."""
     inside = row_[row_.index("(") + 1 : -1]
     own = base[base.index("(") + 1 : -1]
-    return "the base" if inside == own else inside.replace("num_inference_steps = 10, inner_steps = 3, ", "")
+    return "the base" if inside == own else inside.removeprefix(own + ", ")
 
 
 def told(section: str, name: str) -> list[Any]:

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "figures" / "output"
 FIGURES = sorted((ROOT / "figures").glob("fig*.py"))
 TABLES = sorted((ROOT / "figures").glob("tab*.py"))
-ONE_MODEL = ("fig06_convergence", "fig08_invertibility", "fig17_emoji_layers")  # of the bundled digits alone, or of emoji
+ONE_MODEL = (
+    "fig06_convergence",
+    "fig08_invertibility",
+    "fig17_emoji_layers",
+    "fig19_failures",
+    "fig20_diversity",
+)  # of bundled models alone
 SMALL = {"DIGITS": 2, "COMPOSITES": 2, "DIGIT": 0, "SAMPLES": 2, "PAIRS": 2, "STEPS": 3, "INNER": 2, "TIMESTEPS": (500,)}
 EXPENSIVE = {  # what is small there
     "fig03_je_pixel": {"ITERATIONS": 3},
@@ -28,6 +34,15 @@ EXPENSIVE = {  # what is small there
     "fig13_inverse": {"DIGITS": 1, "STEPS": 1, "INNER": 1, "ITERATIONS": 2},
     "fig14_convergence_run": {"DIGITS": 1, "STEPS": 2},
     "fig17_emoji_layers": {"SHOWN": (("behind", "white", "behind", 0),)},
+    "fig18_sensitivity": {
+        "IMAGES": 2,
+        "MAPS": {
+            "T′ = 2": {"x": ("inner_steps", [1, 2]), "y": ("step_size_first", [0.1, 2.0]), "num_inference_steps": 2},
+            "K = 1": {"x": ("hidden", [25, 75]), "y": ("num_inference_steps", [1, 2]), "inner_steps": 1},
+        },
+    },
+    "fig19_failures": {"IMAGES": 1, "SHOWN": {"wrong": ("a wrong operator", "×4, box told to be bicubic")}},
+    "fig20_diversity": {"KNOWN": 2, "DRAWS": 4, "METHODS": {"e": {"method": "identity", "num_inference_steps": 3}}},
 }
 
 
@@ -302,6 +317,43 @@ def test_the_table_of_emoji(tmp_path, monkeypatch):
     coded = numbers["through the encoder"]["emoji ×4"]
     assert 0 < coded["cosine"]["mean"] < 1 and 0 < coded["left, x̂_0, J_E e"]["mean"] < 1
     assert (tmp_path / "tab10_emoji.md").read_text().count("±") > 8
+
+
+def test_the_table_of_failures(tmp_path, monkeypatch):
+    """Rows are compared with their base; a finished cell is not run again; an exact draw misses what it should."""
+    small = {"PICTURES": 2, "BATCH": 2, "NOISED": 2, "SEEDS": 2, "KNOWN": 2, "DRAWS": 4, "MASKS": {"a box": "box"}}
+    small |= {"SHORT": {"num_inference_steps": 2, "inner_steps": 1}, "LATENT": {"fashion": fcs_lab.load_garments}}
+    module = script(ROOT / "figures" / "tab11_failures.py", monkeypatch, **small)
+    monkeypatch.setattr(module, "DRAWN", {"e": {"method": "identity", "num_inference_steps": 2}})
+    cases = module.CASES
+    section = "images that the model does not know"
+    some = {"noise in y": ("no noise", "σ_y = 0.3"), section: ("digits", "digits, inverted")}
+    monkeypatch.setattr(module, "CASES", {name: {case: cases[name][case] for case in kept} for name, kept in some.items()})
+    monkeypatch.setattr(fcs_lab.failures, "SHORT", small["SHORT"])
+    base = {"name": "newton", "num_inference_steps": 2, "inner_steps": 1}
+    study = {"model": "mnist", "n": 2, "tasks": ["right-half", "box"], "metrics": ["mse", "named"],
+             "methods": [base, base | {"step_size": [2.0, 0.4], "tasks": ["right-half"]}]}  # fmt: skip
+    monkeypatch.setattr(module, "STUDY", study)
+    module.main(tmp_path, tmp_path / "runs")
+    monkeypatch.setattr(module, "run_case", lambda *_, **__: pytest.fail("sampled again"))
+    module.main(tmp_path, tmp_path / "runs")
+    numbers = json.loads((tmp_path / "tab11_failures.json").read_text())["numbers"]
+    settings = numbers["settings and masks"]
+    assert set(settings) == {"the base", "step_size = (2.0, 0.4)", "box"}
+    far = settings["step_size = (2.0, 0.4)"]
+    less = far["hidden"]["mean"] - settings["the base"]["hidden"]["mean"]
+    assert far["hidden, less the base's"]["mean"] == pytest.approx(less, abs=2e-3)
+    noisy = numbers["noise in y"]["σ_y = 0.3"]
+    assert 0.1 < noisy["fit of the truth"]["mean"] < 0.3 and "hidden, less the base's" in noisy
+    assert numbers[section]["digits"]["alarm by the loss"] == 0.5 < numbers[section]["digits, inverted"]["alarm by the loss"]
+    assert set(numbers["through the encoder"]) == {"fashion, a box"}
+    drawn = numbers["a posterior that is known"]["e"]
+    assert sum(drawn["shares"]) == pytest.approx(1, abs=1e-3)
+    chances = sum(
+        (1 - count / 12) ** 4 for count in module.COUNTS
+    )  # of four draws, the modes that are expected to be missed
+    assert drawn["missed by exact draws"]["mean"] == pytest.approx(chances, abs=0.15)
+    assert (tmp_path / "tab11_failures.md").read_text().count("±") > 20
 
 
 def test_the_table_of_what_the_notebooks_say(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,8 @@ class Grid:
 
     def call_of(self, x: Any, y: Any) -> dict[str, Any]:
         """The arguments of a cell's method in `fcs_lab.baselines.METHODS`."""
-        from fcs_lab.study.config import settings_of
-
         told = self.told(x, y)
-        own = settings_of(told["method"]).keys() & settings_taken(told["method"])
-        call = {name: value for name, value in told.items() if name in own}
+        call = {name: told[name] for name in _arguments(told["method"]) & told.keys()}
         if told["method"] in DIRECTIONS and told.keys() & ENDS.keys():
             first, last = Settings.step_size
             call["step_size"] = (told.get("step_size_first", first), told.get("step_size_last", last))
@@ -187,7 +185,8 @@ class Grid:
         method, call = self.told(x, y)["method"], self.call_of(x, y)
         if method in DIRECTIONS:
             settings = Settings(direction=method, **call)
-            settings.λ(range(settings.num_inference_steps))
+            if "step_size" in self.settings:  # the ends on an axis have been looked at
+                settings.λ(range(settings.num_inference_steps))
             method = method if method in ("identity", "gradient") else "newton"
         K = call.get("inner_steps")
         return evaluations_of(
@@ -195,16 +194,23 @@ class Grid:
         )
 
 
-def settings_taken(method: str) -> set[str]:
-    """The names, of axes and others, that a method does not ignore."""
+@cache
+def _arguments(method: str) -> frozenset[str]:
+    """Of a method's call, those that it does not ignore."""
     from fcs_lab.study.config import settings_of
 
-    names = settings_of(method).keys() - {"preset"}
+    ignored = {"preset"}
     if method in DIRECTIONS:
-        names |= ENDS.keys()
-        names -= {"fd_step"} if method != "newton" else set()
-        names -= {"regularization"} if method != "exact" else set()
-    return {*names, "method", "hidden", "noise_std", *(() if method in WITHOUT_MODEL else ("dtype", *PROMPTED))}
+        ignored |= {"fd_step"} if method != "newton" else set()
+        ignored |= {"regularization"} if method != "exact" else set()
+    return frozenset(settings_of(method).keys() - ignored)
+
+
+def settings_taken(method: str) -> set[str]:
+    """The names, of axes and others, that a method does not ignore."""
+    names = {"method", "hidden", "noise_std"} | _arguments(method)
+    names |= ENDS.keys() if method in DIRECTIONS else set()
+    return names | ({"dtype", *PROMPTED} if method not in WITHOUT_MODEL else set())
 
 
 def _axis(name: str, told: object) -> tuple[str, list[Any]]:

@@ -214,7 +214,7 @@ def _converted(model: Denoiser, dtype: torch.dtype) -> Denoiser:
     """A copy of the model whose networks are in another precision."""
     model = copy.deepcopy(model)
     for network in networks_of(model):
-        network.to(dtype)
+        nn.Module.to(network, dtype)  # diffusers' own does the same, and warns of a list of modules that is empty
     if model.dtype != dtype:
         raise TypeError(f"dtype: the model is still in {model.dtype} with its networks in {dtype}")
     return model
@@ -236,7 +236,9 @@ def digest_of(*what: Tensor | Denoiser) -> str:
             found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         if not isinstance(one, Tensor):
-            scheduler = json.dumps(dict(one.scheduler.config), sort_keys=True, default=str)
+            # What begins with _ is diffusers' own, and a set's order is another in every process.
+            config = {key: value for key, value in one.scheduler.config.items() if not key.startswith("_")}
+            scheduler = json.dumps(config, sort_keys=True, default=str)
             text = [getattr(one, name, None) for name in PROMPTED]
             found.update(f"{type(one).__name__} {scheduler} {text}".encode())
     return found.hexdigest()[:16]

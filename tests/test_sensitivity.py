@@ -1,4 +1,4 @@
-"""A map of two settings: its cells are what `sample` gives, none is computed twice, what is wrong is said before any work."""
+"""A map of two settings: cells are what `sample` gives, none is computed twice, what is wrong is said before any work."""
 
 import csv
 import io

@@ -18,7 +18,7 @@ from fcs_lab.denoisers import Denoiser, as_model, networks_of
 from fcs_lab.directions import DIRECTIONS
 from fcs_lab.sampler import Settings
 
-__all__ = ["AXES", "PROMPTED", "Axis", "Grid", "settings_taken"]
+__all__ = ["AXES", "ENDS", "PROMPTED", "Axis", "Grid", "settings_taken"]
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,8 @@ def _arguments(method: str) -> frozenset[str]:
     from fcs_lab.study.config import settings_of
 
     ignored = {"preset"}
+    if method in WITHOUT_MODEL:
+        ignored = {"num_inference_steps"}  # which are no timesteps
     if method in DIRECTIONS:
         ignored |= {"fd_step"} if method != "newton" else set()
         ignored |= {"regularization"} if method != "exact" else set()

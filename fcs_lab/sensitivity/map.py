@@ -88,7 +88,9 @@ class SensitivityMap:
         self.grid = Grid(x, y, task, settings)
         loaded = load(model) if isinstance(model, str | Path) else model
         self.grid.check_model(loaded)
-        self._told = (model, images)
+        self.name = str(model) if isinstance(model, str | Path) else None
+        """What the model is called in the call and in records. None: it has no name."""
+        self._told_images, self._identity = images, None
         tensor = _read(images, loaded)
         batch_size = len(tensor) if batch_size is None else check_count("batch_size", batch_size, 1)
         self.bench = Bench(loaded, tensor, self.grid, seed, batch_size)
@@ -157,11 +159,14 @@ class SensitivityMap:
     # On disk
 
     def identity(self) -> dict[str, Any]:
-        """What all cells of a folder share, as JSON has it."""
+        """What all cells of a folder share, as JSON has it; the model's weights are looked at once."""
+        if self._identity is not None:
+            return self._identity
         grid, bench = self.grid, self.bench
         told = {"x": grid.x_name, "y": grid.y_name, "task": grid.task, "settings": grid.settings, "seed": bench.seed}
         told |= {"batch_size": bench.batch_size, "images": digest_of(self.images), "model": digest_of(bench.model)}
-        return json.loads(json.dumps(told))
+        self._identity = json.loads(json.dumps(told))
+        return self._identity
 
     def open(self, folder: str | Path) -> None:
         """Keep cells in a folder from now on, and take those that it has.
@@ -206,31 +211,39 @@ class SensitivityMap:
 
     # Computing
 
-    def __iter__(self) -> Iterator[Cell]:
-        return self._compute(self.missing(), None)
-
     def run(self, *, progress: bool = True, retry: bool = False, stop: Callable[[], bool] | None = None) -> SensitivityMap:
         """Compute what is missing.
 
         Args:
             progress: Show a bar over the cells, with the time left.
-            retry: Try anew those that failed.
-            stop: Asked before every cell and after every timestep; True ends the run, and the present cell is as if it had
-                not begun.
+            retry, stop: As for `computing`.
 
         Returns:
             The map itself.
         """
-        for name, value in {"progress": progress, "retry": retry}.items():
-            check_flag(name, value)
-        if stop is not None:
-            check_function("stop", stop, 0)
-        missing = self.missing(failed=retry)
-        for _ in tqdm(self._compute(missing, stop), desc="cells", total=len(missing), disable=not progress):
+        check_flag("progress", progress)
+        cells, missing = self.computing(retry=retry, stop=stop), len(self.missing(failed=retry))
+        for _ in tqdm(cells, desc="cells", total=missing, disable=not progress):
             pass
         return self
 
-    def _compute(self, pairs: Sequence[tuple[Any, Any]], stop: Callable[[], bool] | None) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[Cell]:
+        return self.computing()
+
+    def computing(self, *, retry: bool = False, stop: Callable[[], bool] | None = None) -> Iterator[Cell]:
+        """Compute what is missing, and yield each cell as it is finished and kept.
+
+        Args:
+            retry: Try anew those that failed.
+            stop: Asked before every cell and after every timestep; True ends the run, and the present cell is as if it had
+                not begun.
+        """
+        check_flag("retry", retry)
+        if stop is not None:
+            check_function("stop", stop, 0)
+        return self._computing(self.missing(failed=retry), stop)
+
+    def _computing(self, pairs: Sequence[tuple[Any, Any]], stop: Callable[[], bool] | None) -> Iterator[Cell]:
         for pair in pairs:
             if stop is not None and stop():
                 return
@@ -273,8 +286,7 @@ class SensitivityMap:
 
     def call(self) -> str:
         """Python source that makes the map again; a model and images that have no name are `model` and `images` in it."""
-        model, images = self._told
-        grid, bench, known = self.grid, self.bench, self.identity()
+        images, grid, bench, known = self._told_images, self.grid, self.bench, self.identity()
         kind, shape = type(bench.model).__name__, tuple(self.images.shape)
         settings = {"task": grid.task, "seed": bench.seed} | grid.settings
         if bench.batch_size != len(self.images):
@@ -282,7 +294,7 @@ class SensitivityMap:
         if len(grid.pairs) >= MANY:
             settings["many"] = True
         lines = [
-            f"{str(model)!r}," if isinstance(model, str | Path) else f"model,  # a {kind}, {known['model']}",
+            f"{self.name!r}," if self.name is not None else f"model,  # a {kind}, {known['model']}",
             f"{int(images)}," if is_int(images) else f"images,  # {shape}, {known['images']}",
             f"x=({grid.x_name!r}, {grid.x!r}),",
             f"y=({grid.y_name!r}, {grid.y!r}),",
@@ -306,7 +318,7 @@ class SensitivityMap:
         if not isinstance(path, str | Path) or not Path(path).name:
             raise TypeError(f"path is {describe(path)}; expected a file's path")
         path, rows, figure = Path(path).with_suffix(".png"), self.table(), self.plot(measure)
-        model = str(self._told[0]) if isinstance(self._told[0], str | Path) else type(self.bench.model).__name__
+        model = type(self.bench.model).__name__ if self.name is None else self.name
         timings = {"seconds": [row["seconds"] for row in rows]}
         numbers = [{key: _plain(value) for key, value in row.items() if key != "seconds"} for row in rows]
         record = save_record(path.with_suffix(".json"), model=model, seed=self.bench.seed,

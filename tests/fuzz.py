@@ -633,6 +633,18 @@ def calls() -> dict[str, tuple]:
             plots.plot_error,
             {"results": lambda: {"newton": result()}, "axes": value(None), "image": value(0)},
         ),
+        "plots.plot_costs": (plots.plot_costs, {"evaluations": value([1.0, 2.0]), "costs": lambda: noise(2, 3).abs()}),
+        "plots.plot_sensitivity": (
+            plots.plot_sensitivity,
+            {
+                "values": lambda: noise(2, 3).abs(),
+                "x": value(["a", "b", "c"]),
+                "y": value(["0", "1"]),
+                "labels": value(("x", "y", "v")),
+                "failed": value(None),
+                "title": value("t"),
+            },
+        ),
         "plots.trajectory": (
             plots.trajectory,
             {"results": lambda: {"newton": traced()}, "image": value(0), "columns": value(2)},
@@ -756,6 +768,26 @@ def calls() -> dict[str, tuple]:
                 "numbers": value([1.0]),
             },
         ),
+        "sensitivity.map.SensitivityMap": (
+            sensitivity_map,
+            {
+                "model": model,
+                "images": lambda: noise(1, 1, 8, 8),
+                "x": value(("step_size_first", [0.1, 0.2])),
+                "y": value(("inner_steps", [0, 1])),
+                "task": value("right-half"),
+                "folder": value(None),
+                "seed": value(0),
+                "batch_size": value(None),
+                "many": value(False),
+                "num_inference_steps": value(1),
+                "method": value("newton"),
+                "step_size_last": value(0.1),
+                "fd_step": value(None),
+                "eta": value(1.0),
+                "noise_std": value(0.1),
+            },
+        ),
         "widgets.inpainting.InpaintingLab": (
             inpainting.InpaintingLab,
             {"model": lambda: fcs_lab.load("mnist", device="cpu")},
@@ -806,6 +838,17 @@ def sampled_layers(**arguments):
 @functools.cache
 def traced():
     return fcs_lab.sample(model(), half(), num_inference_steps=2, inner_steps=1, trace_x0=True, progress=False)
+
+
+def sensitivity_map(folder=None, **arguments):
+    """A map, and where it is kept in memory its numbers; a cell that fails is none that was refused."""
+    found = fcs_lab.SensitivityMap(folder=folder, **arguments)
+    if folder is not None:
+        return found.evaluations()
+    failed = [cell.error for cell in found.run(progress=False).cells.values() if cell.error is not None]
+    if failed:
+        raise BaseException(f"a cell failed: {failed[0]}")
+    return found.values()
 
 
 def save_record(path, **arguments):
@@ -925,6 +968,12 @@ NOT_CALLED = {
             "records.save_figure",
             "sampler.Settings",
             "sampler.check_task",
+            "sensitivity.axes.Axis",
+            "sensitivity.axes.Grid",
+            "sensitivity.axes.settings_taken",
+            "sensitivity.cells.Bench",
+            "sensitivity.cells.Stopped",
+            "sensitivity.cells.digest_of",
             "schedule.check_scheduler",
             "trace.Watch",
             "trace.check_finite",
@@ -956,6 +1005,7 @@ NOT_CALLED = {
             "probes.spectrum.Spectrum",
             "probes.symmetry.Symmetry",
             "sampler.Result",
+            "sensitivity.cells.Cell",
             "schedule.Schedule",
             "trace.State",
             "trace.TraceEntry",
@@ -978,6 +1028,8 @@ NOT_CALLED = {
             "widgets.lab.SamplerLab",
             "widgets.super_resolution.SuperResolutionLab",
             "widgets.families.FamilyMenu",
+            "widgets.heatmap.HeatMap",
+            "widgets.sensitivity.SensitivityLab",
         ),
         SAME,
     ),

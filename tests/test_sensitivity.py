@@ -97,10 +97,10 @@ def test_a_cell_is_what_sample_gives(ideal):
 
 def test_an_image_is_the_same_alone_and_in_batches():
     model = tiny_denoiser()  # in float64, where J e does not hang on the batch
-    truth = pictures(3).double()
-    together = SensitivityMap(model, truth, STEPS, K, **FEW).run(progress=False)
-    in_two = SensitivityMap(model, truth, STEPS, K, batch_size=2, **FEW).run(progress=False)
-    alone = SensitivityMap(model, truth[:1], STEPS, K, **FEW).run(progress=False)
+    truth, few = pictures(3).double(), ("inner_steps", [0, 1])
+    together = SensitivityMap(model, truth, STEPS, few, **FEW).run(progress=False)
+    in_two = SensitivityMap(model, truth, STEPS, few, batch_size=2, **FEW).run(progress=False)
+    alone = SensitivityMap(model, truth[:1], STEPS, few, **FEW).run(progress=False)
     for pair, cell in together.cells.items():
         assert close(in_two.cells[pair].mse, cell.mse) and close(alone.cells[pair].mse, cell.mse[:1])
         assert len(in_two.cells[pair].trace) == len(cell.trace) and len(in_two.cells[pair].trace[0][1]) == 3

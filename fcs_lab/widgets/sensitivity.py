@@ -92,7 +92,7 @@ class SensitivityLab(SamplerLab):
         self._settings = settings
         self._followed = -1  # the cell that is shown because it was finished last; −1 as long as there is none
         self._build()
-        for name in self._controls.keys() & settings.keys():
+        for name in self._controls.keys() & settings.keys() - {"step_size"}:  # whose control has (last, first)
             if _set(self._controls[name], settings[name]):
                 del settings[name]
         for (axis, values), told in zip(self._axes, (x, y), strict=True):
@@ -167,7 +167,7 @@ class SensitivityLab(SamplerLab):
     def _show_what_applies(self, _: object = None) -> None:
         axes = {self.x_axis.value, self.y_axis.value}
         takes = {"seed", "task"} | self._asks(["newton", "fast"] if "method" in axes else [self.method.value])
-        takes |= {"step_size"} if takes & ENDS.keys() - axes else set()
+        takes |= {"step_size"} if takes & ENDS.keys() - axes - self._settings.keys() else set()
         takes -= {"task"} if "hidden" in axes else set()
         for name, control in self._controls.items():
             self._shown(control, name in takes - axes - self._settings.keys())
@@ -243,7 +243,7 @@ class SensitivityLab(SamplerLab):
             self._shown(self.confirm_button, True)
             return
         self.status.value = self._so_far()
-        drawn = 0.0
+        drawn = time.monotonic()
         for cell in sensitivity.computing(stop=self._stopping.is_set):
             self.progress.value += 1
             self.status.value = self._so_far()

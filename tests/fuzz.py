@@ -230,6 +230,7 @@ def calls() -> dict[str, tuple]:
     from fcs_lab.baselines.clustering import cluster_layers
     from fcs_lab.classifier import load_classifier
     from fcs_lab.probes import comparison, fd_error, invertibility, newton
+    from fcs_lab.sensitivity import plots as map_plots
     from fcs_lab.widgets import canvas, inpainting
     from fcs_lab.widgets import layers as layers_widget
 
@@ -633,18 +634,6 @@ def calls() -> dict[str, tuple]:
             plots.plot_error,
             {"results": lambda: {"newton": result()}, "axes": value(None), "image": value(0)},
         ),
-        "plots.plot_costs": (plots.plot_costs, {"evaluations": value([1.0, 2.0]), "costs": lambda: noise(2, 3).abs()}),
-        "plots.plot_sensitivity": (
-            plots.plot_sensitivity,
-            {
-                "values": lambda: noise(2, 3).abs(),
-                "x": value(["a", "b", "c"]),
-                "y": value(["0", "1"]),
-                "labels": value(("x", "y", "v")),
-                "failed": value(None),
-                "title": value("t"),
-            },
-        ),
         "plots.trajectory": (
             plots.trajectory,
             {"results": lambda: {"newton": traced()}, "image": value(0), "columns": value(2)},
@@ -766,6 +755,21 @@ def calls() -> dict[str, tuple]:
                 "seed": value(0),
                 "settings": value({"a": 1}),
                 "numbers": value([1.0]),
+            },
+        ),
+        "sensitivity.plots.plot_costs": (
+            map_plots.plot_costs,
+            {"evaluations": value([1.0, 2.0]), "costs": lambda: noise(2, 3).abs()},
+        ),
+        "sensitivity.plots.plot_sensitivity": (
+            map_plots.plot_sensitivity,
+            {
+                "values": lambda: noise(2, 3).abs(),
+                "x": value(["a", "b", "c"]),
+                "y": value(["0", "1"]),
+                "labels": value(("x", "y", "v")),
+                "failed": value(None),
+                "title": value("t"),
             },
         ),
         "sensitivity.map.SensitivityMap": (
@@ -974,6 +978,8 @@ NOT_CALLED = {
             "sensitivity.cells.Bench",
             "sensitivity.cells.Stopped",
             "sensitivity.cells.digest_of",
+            "sensitivity.plots.heat",
+            "sensitivity.plots.ink_on",
             "schedule.check_scheduler",
             "trace.Watch",
             "trace.check_finite",

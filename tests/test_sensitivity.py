@@ -21,8 +21,8 @@ import fcs_lab
 from fcs_lab import SensitivityMap
 from fcs_lab.latent import LatentDenoiser
 from fcs_lab.metrics import masked_mse
-from fcs_lab.plots import MISSING, heat, plot_costs, plot_sensitivity
 from fcs_lab.sensitivity.cells import Bench
+from fcs_lab.sensitivity.plots import MISSING, heat, plot_costs, plot_sensitivity
 from fcs_lab.study.tasks import mask
 
 STEPS, K = ("step_size_first", [0.1, 0.5]), ("inner_steps", [1, 2])

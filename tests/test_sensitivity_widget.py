@@ -130,6 +130,9 @@ def test_a_cell_that_fails_says_so(lab, monkeypatch):
     lab.select(0.5, 1)
     assert "RuntimeError: out of &lt;luck&gt;" in lab.detail.value and lab.cell_picture.layout.display == "none"
     assert lab.heat_map.cells[1]["text"] == "×" and lab.heat_map.cells[1]["title"].endswith("RuntimeError: out of <luck>")
+    monkeypatch.setattr(Bench, "_run", own)
+    assert ran(lab) == "done: 4 of 4 cells", "tried anew"
+    assert lab.heat_map.cells[1]["text"] != "×" and lab.cell_picture.layout.display == ""
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ class SensitivityMap:
 
     def plot(self, measure: str = "mse") -> Figure:
         """The map as a heat map, of one of `MEASURES`: x to the right, y upwards."""
-        from fcs_lab.plots import plot_sensitivity
+        from fcs_lab.sensitivity.plots import plot_sensitivity
 
         grid, values, cells = self.grid, self.values(measure), self.cells
         failed = [[(x, y) in cells and cells[x, y].error is not None for x in grid.x] for y in grid.y]

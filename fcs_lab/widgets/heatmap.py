@@ -9,9 +9,9 @@ import anywidget
 import traitlets
 from matplotlib.colors import LogNorm, to_hex
 
-from fcs_lab.plots import heat, ink_on
 from fcs_lab.sensitivity import AXES, MEASURES, SensitivityMap
 from fcs_lab.sensitivity.map import written
+from fcs_lab.sensitivity.plots import heat, ink_on
 
 __all__ = ["HeatMap"]
 

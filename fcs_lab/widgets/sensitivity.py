@@ -19,10 +19,11 @@ from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import ImageLike, to_tensor
 from fcs_lab.latent import image_shape
-from fcs_lab.plots import image_grid, plot_costs
+from fcs_lab.plots import image_grid
 from fcs_lab.sensitivity import AXES, MEASURES, Cell, SensitivityMap
 from fcs_lab.sensitivity.axes import ENDS, PROMPTED, settings_taken
 from fcs_lab.sensitivity.map import written
+from fcs_lab.sensitivity.plots import plot_costs
 from fcs_lab.widgets.heatmap import HeatMap
 from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab
 
@@ -53,9 +54,9 @@ VALUES = {
 class SensitivityLab(SamplerLab):
     """Choose two axes and their values, press Run, and click on a cell to see its images, its cost and what it took.
 
-    The map fills while it is computed; Stop ends within a cell, and Run goes on. Above 200 cells or ten minutes it asks
-    first. `run`, `stop`, `wait`, `select` and `save` do from code what the buttons do; `sensitivity` is the map that they
-    left. It takes the extra 'study'.
+    The map fills while it is computed; Stop ends within a cell, and Run goes on, with cells that failed, too. Above 200
+    cells or ten minutes it asks first. `run`, `stop`, `wait`, `select` and `save` do from code what the buttons do;
+    `sensitivity` is the map that they left. It takes the extra 'study'.
 
     Args:
         model: A denoiser, or what `fcs_lab.load` takes.
@@ -231,31 +232,30 @@ class SensitivityLab(SamplerLab):
         before, self.sensitivity = self.sensitivity, sensitivity
         if before is None or (before.grid.pairs, before.identity()) != (grid.pairs, identity):
             self.heat_map.selected = self._followed = -1
-        missing, left = len(sensitivity.missing()), sensitivity.seconds_left()
+        missing, left = len(sensitivity.missing(failed=True)), sensitivity.seconds_left()
         self.progress.max, self.progress.value = len(grid.pairs), len(grid.pairs) - missing
         self.call.value, self.save_button.disabled = sensitivity.call(), False
         self._show_map()
         if not confirmed and (missing > ASKED_CELLS or left > ASKED_SECONDS):
             self.status.value = "not begun"
-            self._say(
-                f"{missing:,} cells, {sensitivity.evaluations()[1]:,} evaluations: {_time(left)}. Run all the same?", "#555"
-            )
+            evaluations = sensitivity.evaluations()[1]
+            self._say(f"{missing:,} cells, {evaluations:,} evaluations: {_time(left)}. Run all the same?", "#555")
             self._shown(self.confirm_button, True)
             return
         self.status.value = self._so_far()
-        drawn = time.monotonic()
-        for cell in sensitivity.computing(stop=self._stopping.is_set):
+        drawn, last = time.monotonic(), None
+        for last in sensitivity.computing(retry=True, stop=self._stopping.is_set):
             self.progress.value += 1
             self.status.value = self._so_far()
             if time.monotonic() > drawn + 1:  # the browser has to keep up
                 self._show_map()
-                self._follow(cell)
+                self._follow(last)
                 drawn = time.monotonic()
         self._show_map()
-        before = self.heat_map.selected
-        if len(sensitivity.missing()) < missing:
-            self._follow(cell)
-        if self.heat_map.selected == before:  # else it has been shown
+        chosen = self.heat_map.selected
+        if last is not None:
+            self._follow(last)
+        if self.heat_map.selected == chosen:  # else it has been shown
             self._show_cell()
         self.status.value = f"stopped: {self._so_far()}; Run goes on" if sensitivity.missing() else f"done: {self._so_far()}"
 

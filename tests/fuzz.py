@@ -974,6 +974,7 @@ NOT_CALLED = {
             "sampler.check_task",
             "sensitivity.axes.Axis",
             "sensitivity.axes.Grid",
+            "sensitivity.axes.checked_axis",
             "sensitivity.axes.settings_taken",
             "sensitivity.cells.Bench",
             "sensitivity.cells.Stopped",

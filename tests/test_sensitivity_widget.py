@@ -216,6 +216,13 @@ def test_settings_without_a_control_are_kept(ideal):
     assert lab.sensitivity.grid.task == "sr2" and lab.sensitivity.bench.batch_size == 1
 
 
+def test_the_axes_it_begins_with_are_looked_at(ideal):
+    with pytest.raises(ValueError, match="y is 'speed'; expected one of"):
+        SensitivityLab(ideal, pictures(), y=("speed", [1, 2]))
+    lab = SensitivityLab(ideal, pictures(), x=("dtype", [torch.float32, torch.bfloat16]))
+    assert lab.x_values.value == "float32, bfloat16"
+
+
 def test_images_have_to_fit_the_model(ideal):
     with pytest.raises(ValueError, match=r"images has shape \(3, 1, 16, 16\); expected \(N, 1, 8, 8\)"):
         SensitivityLab(ideal, pictures(size=16))

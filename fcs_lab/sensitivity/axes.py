@@ -18,7 +18,7 @@ from fcs_lab.denoisers import Denoiser, as_model, networks_of
 from fcs_lab.directions import DIRECTIONS
 from fcs_lab.sampler import Settings
 
-__all__ = ["AXES", "ENDS", "PROMPTED", "Axis", "Grid", "settings_taken"]
+__all__ = ["AXES", "ENDS", "PROMPTED", "Axis", "Grid", "checked_axis", "settings_taken"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Grid:
     """
 
     def __init__(self, x: object, y: object, task: str | None, settings: Mapping[str, Any]):
-        self.x_name, self.x = _axis("x", x)
-        self.y_name, self.y = _axis("y", y)
+        self.x_name, self.x = checked_axis("x", x)
+        self.y_name, self.y = checked_axis("y", y)
         if self.x_name == self.y_name:
             raise ValueError(f"x and y are both {self.x_name!r}; expected two different axes")
         self.settings = _own_names(settings)
@@ -215,8 +215,12 @@ def settings_taken(method: str) -> set[str]:
     return names | ({"dtype", *PROMPTED} if method not in WITHOUT_MODEL else set())
 
 
-def _axis(name: str, told: object) -> tuple[str, list[Any]]:
-    """An axis' name and its values, checked."""
+def checked_axis(name: str, told: object) -> tuple[str, list[Any]]:
+    """An axis' name and its values, checked; `name` is what a message calls them.
+
+    Raises:
+        TypeError, ValueError: It is no axis, or has not at least two values of its kind: different ones, numbers that rise.
+    """
     if not isinstance(told, tuple | list) or len(told) != 2 or not isinstance(told[0], str):
         raise TypeError(f"{name} is {describe(told)}; expected a pair, such as ('inner_steps', [1, 3, 5])")
     axis, values = told

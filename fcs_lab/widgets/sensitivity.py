@@ -21,7 +21,7 @@ from fcs_lab.images import ImageLike, to_tensor
 from fcs_lab.latent import image_shape
 from fcs_lab.plots import image_grid
 from fcs_lab.sensitivity import AXES, MEASURES, Cell, SensitivityMap
-from fcs_lab.sensitivity.axes import ENDS, PROMPTED, settings_taken
+from fcs_lab.sensitivity.axes import ENDS, PROMPTED, checked_axis, settings_taken
 from fcs_lab.sensitivity.map import written
 from fcs_lab.sensitivity.plots import plot_costs
 from fcs_lab.widgets.heatmap import HeatMap
@@ -67,7 +67,7 @@ class SensitivityLab(SamplerLab):
         **settings: Of all cells, as for `SensitivityMap`. Where there is a control that has the value, it begins there.
 
     Raises:
-        TypeError, ValueError: The images do not fit the model; as for `fcs_lab.load`.
+        TypeError, ValueError: The images do not fit the model; x or y is no axis; as for `fcs_lab.load`.
     """
 
     def __init__(
@@ -96,8 +96,9 @@ class SensitivityLab(SamplerLab):
         for name in self._controls.keys() & settings.keys() - {"step_size"}:  # whose control has (last, first)
             if _set(self._controls[name], settings[name]):
                 del settings[name]
-        for (axis, values), told in zip(self._axes, (x, y), strict=True):
-            axis.value, values.value = told[0], ", ".join(map(str, told[1]))
+        for (axis, values), name, told in zip(self._axes, "xy", (x, y), strict=True):
+            axis.value, given = checked_axis(name, told)
+            values.value = ", ".join(map(str, given))
         self._show_what_applies()
 
     # What it looks like

@@ -22,6 +22,7 @@ from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.latent import LatentDenoiser, LatentInpainting, Layout
 from fcs_lab.layers import LayersResult, infer_layers
 from fcs_lab.sampler import Result, sample
+from fcs_lab.sensitivity import SensitivityMap
 from fcs_lab.zoo import load
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Layout",
     "LinearConstraint",
     "Result",
+    "SensitivityMap",
     "SuperResolution",
     "blur",
     "constrained",

@@ -235,6 +235,7 @@ def calls() -> dict[str, tuple]:
     from fcs_lab.baselines.clustering import cluster_layers
     from fcs_lab.classifier import load_classifier
     from fcs_lab.probes import comparison, fd_error, invertibility, newton
+    from fcs_lab.sensitivity import plots as map_plots
     from fcs_lab.widgets import canvas, inpainting
     from fcs_lab.widgets import layers as layers_widget
 
@@ -777,6 +778,41 @@ def calls() -> dict[str, tuple]:
                 "numbers": value([1.0]),
             },
         ),
+        "sensitivity.plots.plot_costs": (
+            map_plots.plot_costs,
+            {"evaluations": value([1.0, 2.0]), "costs": lambda: noise(2, 3).abs()},
+        ),
+        "sensitivity.plots.plot_sensitivity": (
+            map_plots.plot_sensitivity,
+            {
+                "values": lambda: noise(2, 3).abs(),
+                "x": value(["a", "b", "c"]),
+                "y": value(["0", "1"]),
+                "labels": value(("x", "y", "v")),
+                "failed": value(None),
+                "title": value("t"),
+            },
+        ),
+        "sensitivity.map.SensitivityMap": (
+            sensitivity_map,
+            {
+                "model": model,
+                "images": lambda: noise(1, 1, 8, 8),
+                "x": value(("step_size_first", [0.1, 0.2])),
+                "y": value(("inner_steps", [0, 1])),
+                "task": value("right-half"),
+                "folder": value(None),
+                "seed": value(0),
+                "batch_size": value(None),
+                "many": value(False),
+                "num_inference_steps": value(1),
+                "method": value("newton"),
+                "step_size_last": value(0.1),
+                "fd_step": value(None),
+                "eta": value(1.0),
+                "noise_std": value(0.1),
+            },
+        ),
         "widgets.inpainting.InpaintingLab": (
             inpainting.InpaintingLab,
             {"model": lambda: fcs_lab.load("mnist", device="cpu")},
@@ -827,6 +863,17 @@ def sampled_layers(**arguments):
 @functools.cache
 def traced():
     return fcs_lab.sample(model(), half(), num_inference_steps=2, inner_steps=1, trace_x0=True, progress=False)
+
+
+def sensitivity_map(folder=None, **arguments):
+    """A map, and where it is kept in memory its numbers; a cell that fails is none that was refused."""
+    found = fcs_lab.SensitivityMap(folder=folder, **arguments)
+    if folder is not None:
+        return found.evaluations()
+    failed = [cell.error for cell in found.run(progress=False).cells.values() if cell.error is not None]
+    if failed:
+        raise BaseException(f"a cell failed: {failed[0]}")
+    return found.values()
 
 
 def save_record(path, **arguments):
@@ -946,6 +993,15 @@ NOT_CALLED = {
             "records.save_figure",
             "sampler.Settings",
             "sampler.check_task",
+            "sensitivity.axes.Axis",
+            "sensitivity.axes.Grid",
+            "sensitivity.axes.checked_axis",
+            "sensitivity.axes.settings_taken",
+            "sensitivity.cells.Bench",
+            "sensitivity.cells.Stopped",
+            "sensitivity.cells.digest_of",
+            "sensitivity.plots.heat",
+            "sensitivity.plots.ink_on",
             "schedule.check_scheduler",
             "trace.Watch",
             "trace.check_finite",
@@ -979,6 +1035,7 @@ NOT_CALLED = {
             "probes.spectrum.Spectrum",
             "probes.symmetry.Symmetry",
             "sampler.Result",
+            "sensitivity.cells.Cell",
             "schedule.Schedule",
             "trace.State",
             "trace.TraceEntry",
@@ -1001,6 +1058,8 @@ NOT_CALLED = {
             "widgets.lab.SamplerLab",
             "widgets.super_resolution.SuperResolutionLab",
             "widgets.families.FamilyMenu",
+            "widgets.heatmap.HeatMap",
+            "widgets.sensitivity.SensitivityLab",
         ),
         SAME,
     ),

@@ -5,6 +5,7 @@ from fcs_lab.widgets.families import FamilyMenu
 from fcs_lab.widgets.inpainting import InpaintingLab
 from fcs_lab.widgets.jacobian import JacobianLab
 from fcs_lab.widgets.layers import LayersLab
+from fcs_lab.widgets.sensitivity import SensitivityLab
 from fcs_lab.widgets.super_resolution import SuperResolutionLab
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "MaskPainter",
     "PixelPicker",
     "ScribblePainter",
+    "SensitivityLab",
     "SuperResolutionLab",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,10 +14,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from fcs_lab.checks import check_count, check_tensor, is_number, typed
-from fcs_lab.diagnosis import Diagnosis
 from fcs_lab.sampler import Result
 
-__all__ = ["colour_masks", "direction_grid", "image_grid", "plot_diagnosis", "plot_error", "show", "trajectory"]
+__all__ = ["colour_masks", "direction_grid", "image_grid", "plot_error", "show", "trajectory"]
 
 HIDDEN = (0.93, 0.55, 0.20)
 """The colour of what is masked."""
@@ -257,32 +255,3 @@ def trajectory(results: Mapping[str, Result], image: int = 0, columns: int = 10)
         rows[label] = torch.stack([entry.x0[image] for entry in chosen])
         titles = [f"t = {entry.t}" for entry in chosen]
     return image_grid(rows, column_titles=titles)
-
-
-VERDICTS = {"ok": "#0072b2", "doubtful": "#e69f00", "bad": "#d55e00"}
-"""Told apart by the colour-blind; the words stand beside."""
-
-
-@typed
-def plot_diagnosis(diagnosis: Diagnosis) -> Figure:
-    """What `fcs_lab.diagnose` found, a line for each check: its verdict, what was measured, and the advice.
-
-    Args:
-        diagnosis: What it returned.
-    """
-    rows = [(finding, textwrap.wrap(finding.told, 88), textwrap.wrap(finding.advice, 88)) for finding in diagnosis]
-    heights = [0.16 * (len(told) + len(advice)) + 0.14 for _, told, advice in rows]
-    figure = Figure(figsize=(8.6, sum(heights) + 0.15))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 8.6), ylim=(sum(heights) + 0.15, 0))
-    axes.axis("off")
-    y = 0.1
-    for (finding, told, advice), height in zip(rows, heights, strict=True):
-        axes.text(0.1, y, f" {finding.verdict} ", color="white", va="top", fontsize=8, family="monospace",
-                  bbox={"facecolor": VERDICTS[finding.verdict], "edgecolor": "none", "pad": 1.5})  # fmt: skip
-        axes.text(1.05, y, finding.check, va="top", fontsize=9, weight="bold")
-        axes.text(2.25, y, "\n".join(told), va="top", fontsize=9, linespacing=1.15)
-        below = y + 0.16 * len(told)
-        axes.text(2.25, below, "\n".join(advice), va="top", fontsize=9, linespacing=1.15, style="italic", color="0.35")
-        y += height
-    return figure

@@ -11,7 +11,7 @@ from pathlib import Path
 import options
 from options import DEFAULT, Options
 
-from fcs_lab.plots import Figure, draw_sensitivity
+from fcs_lab.plots import Figure
 from fcs_lab.sensitivity import SensitivityMap
 
 MODEL, SEED, IMAGES = "mnist", 0, 4
@@ -33,7 +33,7 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     grid = figure.subplots(1, len(MAPS), gridspec_kw={"width_ratios": [len(told["x"][1]) for told in MAPS.values()]})
     for axes, (title, told) in zip(grid, MAPS.items(), strict=True):
         found = SensitivityMap(model, pictures, seed=seed, **told).run(progress=False)
-        draw_sensitivity(axes, found, title=title)
+        found.plot(axes=axes, title=title)
         numbers[title] = {f"{x:g}, {y:g}": cell.of("mse")[0] for (x, y), cell in found.cells.items()}
         print(title, "done")
     settings = {"images": len(pictures), "maps": {title: dict(told) for title, told in MAPS.items()}}

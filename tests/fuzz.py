@@ -234,6 +234,7 @@ def calls() -> dict[str, tuple]:
     from fcs_lab import layers as layer_module
     from fcs_lab.baselines.clustering import cluster_layers
     from fcs_lab.classifier import load_classifier
+    from fcs_lab.diagnosis.plots import plot_diagnosis
     from fcs_lab.probes import comparison, fd_error, invertibility, newton
     from fcs_lab.sensitivity import plots as map_plots
     from fcs_lab.widgets import canvas, inpainting
@@ -263,7 +264,7 @@ def calls() -> dict[str, tuple]:
             }
             | short(),
         ),
-        "diagnosis.diagnose": (
+        "diagnosis.checks.diagnose": (
             fcs_lab.diagnose,
             {
                 "model": model,
@@ -654,7 +655,7 @@ def calls() -> dict[str, tuple]:
             plots.plot_error,
             {"results": lambda: {"newton": result()}, "axes": value(None), "image": value(0)},
         ),
-        "plots.plot_diagnosis": (plots.plot_diagnosis, {"diagnosis": diagnosed}),
+        "diagnosis.plots.plot_diagnosis": (plot_diagnosis, {"diagnosis": diagnosed}),
         "plots.trajectory": (
             plots.trajectory,
             {"results": lambda: {"newton": traced()}, "image": value(0), "columns": value(2)},
@@ -791,6 +792,7 @@ def calls() -> dict[str, tuple]:
                 "labels": value(("x", "y", "v")),
                 "failed": value(None),
                 "title": value("t"),
+                "axes": value(None),
             },
         ),
         "sensitivity.map.SensitivityMap": (
@@ -1018,8 +1020,8 @@ NOT_CALLED = {
             "constrained.ConstrainedRun",
             "constraints.SingularSystem",
             "families.Family",
-            "diagnosis.Diagnosis",
-            "diagnosis.Finding",
+            "diagnosis.checks.Diagnosis",
+            "diagnosis.checks.Finding",
             "forecast.Forecast",
             "layers.LayersResult",
             "probes.comparison.Compared",

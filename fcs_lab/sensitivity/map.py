@@ -24,6 +24,8 @@ from fcs_lab.sensitivity.cells import MEASURES, Bench, Cell, Stopped, digest_of
 from fcs_lab.zoo import load
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from fcs_lab.plots import Figure
     from fcs_lab.study.tasks import Posed
 
@@ -264,14 +266,15 @@ class SensitivityMap:
         cells = [[self._found.get((x, y), nothing) for x in self.grid.x] for y in self.grid.y]
         return torch.tensor([[cell.of(measure)[0] for cell in row] for row in cells], dtype=torch.float64)
 
-    def plot(self, measure: str = "mse") -> Figure:
-        """The map as a heat map, of one of `MEASURES`: x to the right, y upwards."""
+    def plot(self, measure: str = "mse", *, axes: Axes | None = None, title: str | None = None) -> Figure:
+        """The map as a heat map, of one of `MEASURES`: x to the right, y upwards; as `plot_sensitivity`."""
         from fcs_lab.sensitivity.plots import plot_sensitivity
 
         grid, values, cells = self.grid, self.values(measure), self.cells
         failed = [[(x, y) in cells and cells[x, y].error is not None for x in grid.x] for y in grid.y]
         labels = (AXES[grid.x_name].label, AXES[grid.y_name].label, MEASURES[measure])
-        return plot_sensitivity(values, written(grid.x), written(grid.y), labels=labels, failed=torch.tensor(failed))
+        names = written(grid.x), written(grid.y)
+        return plot_sensitivity(values, *names, labels=labels, failed=torch.tensor(failed), title=title, axes=axes)
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each finished cell: its values by the axes' names, and what it tells; standard errors end in "_se"."""

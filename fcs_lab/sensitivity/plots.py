@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
@@ -75,6 +76,7 @@ def plot_sensitivity(
     labels: tuple[str, str, str] = ("x", "y", "value"),
     failed: Tensor | None = None,
     title: str | None = None,
+    axes: Axes | None = None,
 ) -> Figure:
     """A heat map of what two settings do: x to the right, y upwards, every cell with its number.
 
@@ -87,6 +89,7 @@ def plot_sensitivity(
         labels: Of the x-axis, the y-axis and the colours.
         failed: (Y, X), True where a cell failed.
         title: Above all.
+        axes: Drawn into, in place of a new figure, without a colour bar.
     """
     if values.ndim != 2 or values.shape != (len(y), len(x)) or not values.numel() or bool(values.isinf().any()):
         raise ValueError(f"values has shape {tuple(values.shape)}; expected (Y, X) = ({len(y)}, {len(x)}), none infinite")
@@ -95,9 +98,11 @@ def plot_sensitivity(
         raise TypeError(f"x is {x!r}, y {y!r}; expected lists of names")
     failed = torch.zeros(values.shape, dtype=torch.bool) if failed is None else failed
     check_tensor("failed", failed, len(y), len(x), like="any")
-    width, height = (min(0.72 * len(names), 11) for names in (x, y))
-    figure = Figure(figsize=(max(width, 2) + 2.2, max(0.7 * height, 1.2) + 1), layout="constrained")
-    axes = figure.add_subplot()
+    alone = axes is None
+    if axes is None:
+        width, height = (min(0.72 * len(names), 11) for names in (x, y))
+        figure = Figure(figsize=(max(width, 2) + 2.2, max(0.7 * height, 1.2) + 1), layout="constrained")
+        axes = figure.add_subplot()
     scale, colours = heat(values)
     axes.imshow(colours, origin="lower", aspect="auto", interpolation="nearest")
     annotated = values.numel() <= ANNOTATED
@@ -117,8 +122,8 @@ def plot_sensitivity(
         axes.tick_params(axis="x", rotation=60)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, label=labels[2])
-    bar.outline.set_visible(False)
+    if alone:
+        axes.figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, label=labels[2]).outline.set_visible(False)
     if title is not None:
-        figure.suptitle(title, fontsize=10)
-    return figure
+        axes.set_title(title, fontsize=10)
+    return axes.figure

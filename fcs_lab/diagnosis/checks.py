@@ -100,7 +100,7 @@ class Diagnosis:
 
     def plot(self) -> Any:
         """The findings as a matplotlib Figure: where each value lies between ok and bad."""
-        from fcs_lab.plots import plot_diagnosis
+        from fcs_lab.diagnosis.plots import plot_diagnosis
 
         return plot_diagnosis(self)
 

@@ -15,12 +15,12 @@ from fcs_lab.plots import Figure
 from fcs_lab.sensitivity import SensitivityMap
 
 MODEL, SEED, IMAGES = "mnist", 0, 4
-STEPS, INNER = 5, 3
+STEPS, INNER = 4, 2
 MAPS = {
-    f"right half, T′ = {STEPS}": {"x": ("inner_steps", [1, 2, 4, 8]), "y": ("step_size_first", [0.02, 0.1, 0.5, 2.0, 8.0]),
+    f"right half, T′ = {STEPS}": {"x": ("inner_steps", [1, 2, 4]), "y": ("step_size_first", [0.02, 0.1, 0.5, 2.0, 8.0]),
                                   "num_inference_steps": STEPS},
-    "right half": {"x": ("inner_steps", [1, 2, 4, 8]), "y": ("num_inference_steps", [1, 2, 4, 8])},
-    f"T′ = {STEPS}, K = {INNER}": {"x": ("hidden", [5, 25, 50, 75, 95]), "y": ("step_size_first", [0.1, 0.5, 2.0]),
+    "right half": {"x": ("inner_steps", [1, 2, 4]), "y": ("num_inference_steps", [1, 2, 4, 8])},
+    f"T′ = {STEPS}, K = {INNER}": {"x": ("hidden", [0.05, 0.25, 0.5, 0.75, 0.95]), "y": ("step_size_first", [0.1, 0.5, 2.0]),
                                    "num_inference_steps": STEPS, "inner_steps": INNER},
 }  # fmt: skip
 

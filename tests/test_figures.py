@@ -38,7 +38,7 @@ EXPENSIVE = {  # what is small there
         "IMAGES": 2,
         "MAPS": {
             "T′ = 2": {"x": ("inner_steps", [1, 2]), "y": ("step_size_first", [0.1, 2.0]), "num_inference_steps": 2},
-            "K = 1": {"x": ("hidden", [25, 75]), "y": ("num_inference_steps", [1, 2]), "inner_steps": 1},
+            "K = 1": {"x": ("hidden", [0.25, 0.75]), "y": ("num_inference_steps", [1, 2]), "inner_steps": 1},
         },
     },
     "fig19_failures": {"IMAGES": 1, "SHOWN": {"wrong": ("a wrong operator", "×4, box told to be bicubic")}},

@@ -22,8 +22,9 @@ import fcs_lab
 from fcs_lab.failures import CASES, SHORT, Case, completed_modes, run_case, shared_half
 from fcs_lab.metrics import masked_mse
 from fcs_lab.records import save_record
-from fcs_lab.study import run
+from fcs_lab.study import read_study, run
 from fcs_lab.study.measures import measure
+from fcs_lab.study.store import cells_of
 from fcs_lab.study.tasks import pose
 
 SEED, PICTURES, BATCH, STUDY = 0, 64, 32, "failures"
@@ -82,8 +83,9 @@ def studied(folder: Path) -> dict[str, dict[str, Any]]:
              ("seam", "hidden"): "seam", ("evaluations", ""): "evaluations"}  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     values = table.set_index(["task", "row", "metric", "part", "image"]).value.sort_index()
-    base = values.index.get_level_values("row")[0] if table.empty else table.row.iloc[0]
-    for task, row_ in dict.fromkeys(zip(table.task, table.row, strict=True)):
+    study = read_study(STUDY)
+    base = study.methods[0].told
+    for task, row_ in ((cell.task, cell.entry.told) for cell in cells_of(study)):
         named = differs(row_, base) if task == "right-half" else task
         found[named] = {}
         for (metric, part), name in shown.items():

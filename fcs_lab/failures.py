@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fcs_lab.checks import check_count, check_seed
+from fcs_lab.checks import check_count, check_seed, check_tensor, describe
 from fcs_lab.constraints import Blur, Constraint, Inpainting, SuperResolution, blur, downsample
 from fcs_lab.contexts import ordinary
 from fcs_lab.data import GARMENTS, load_digits, load_garments
@@ -162,6 +162,8 @@ def run_case(case: Case, n: int, *, seed: int = 0, model: Denoiser | None = None
     Raises:
         ValueError: n or seed out of range.
     """
+    if not isinstance(case, Case):
+        raise TypeError(f"case is {describe(case)}; expected one of fcs_lab.failures.CASES")
     check_count("n", n, 1)
     seed = int(check_seed(seed))
     model = load(case.model) if model is None else model
@@ -210,9 +212,13 @@ def shared_half(images: Tensor, counts: Sequence[int], others: int = 24) -> Post
     Raises:
         ValueError: Too few images.
     """
+    check_tensor("images", images, "N", "C", "H", "W")
+    if not isinstance(counts, list | tuple) or not counts:
+        raise TypeError(f"counts is {describe(counts)}; expected a list of whole numbers")
     M = len(counts)
     for count in counts:
-        check_count("counts", count, 1)
+        check_count("counts", count, 1, 10_000)
+    check_count("others", others, 0)
     if len(images) < M + others or M < 1:
         raise ValueError(f"images has {len(images)}; expected {M} for the modes and {others} others")
     hidden = right_half(images)
@@ -237,7 +243,9 @@ def completed_modes(posterior: Posterior, draws: int, *, seed: int = 0, **settin
     """
     from fcs_lab.baselines import METHODS
 
-    check_count("draws", draws, 1)
+    if not isinstance(posterior, Posterior):
+        raise TypeError(f"posterior is {describe(posterior)}; expected what shared_half returns")
+    check_count("draws", draws, 1, 10_000)
     settings = dict(settings)
     call = METHODS[settings.pop("method", "newton")]
     generators = [torch.Generator().manual_seed(int(check_seed(seed)) + i) for i in range(draws)]

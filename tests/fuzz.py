@@ -235,6 +235,7 @@ def calls() -> dict[str, tuple]:
     from fcs_lab.baselines.clustering import cluster_layers
     from fcs_lab.classifier import load_classifier
     from fcs_lab.diagnosis.plots import plot_diagnosis
+    from fcs_lab.failures import completed_modes, run_case, shared_half
     from fcs_lab.probes import comparison, fd_error, invertibility, newton
     from fcs_lab.sensitivity import plots as map_plots
     from fcs_lab.widgets import canvas, inpainting
@@ -278,6 +279,23 @@ def calls() -> dict[str, tuple]:
                 "eta": value(1.0),
                 "seed": value(0),
             },
+        ),
+        "failures.run_case": (
+            run_case,
+            {
+                "case": lambda: fcs_lab.failures.CASES["noise in y"]["no noise"],
+                "n": value(1),
+                "seed": value(0),
+                "model": value(None),
+            },
+        ),
+        "failures.shared_half": (
+            shared_half,
+            {"images": lambda: noise(6, 1, 8, 8), "counts": value([1, 2]), "others": value(3)},
+        ),
+        "failures.completed_modes": (
+            completed_modes,
+            {"posterior": lambda: shared_half(noise(6, 1, 8, 8), [1, 2], 3), "draws": value(2), "seed": value(0)},
         ),
         "layers.infer_layers": (
             fcs_lab.infer_layers,
@@ -1022,6 +1040,9 @@ NOT_CALLED = {
             "families.Family",
             "diagnosis.checks.Diagnosis",
             "diagnosis.checks.Finding",
+            "failures.Case",
+            "failures.Posterior",
+            "failures.Ran",
             "forecast.Forecast",
             "layers.LayersResult",
             "probes.comparison.Compared",

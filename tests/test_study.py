@@ -361,7 +361,7 @@ def test_another_family_runs_through_constrained(tmp_path, monkeypatch):
         ({"budgets": [0]}, "budgets has 0"),
         ({"seeds": [-1]}, "seed is -1"),
         ({"n": 0}, "n is 0"),
-        ({"n": 257}, "n is 257 after the first 0; there are 256 images"),
+        ({"n": 257}, "n is 257; there are 256 images"),
         ({"n": 56, "first": 201}, "n is 56 after the first 201; there are 256 images"),
         ({"first": -1}, "first is -1"),
         ({"dtype": "float8"}, "dtype is 'float8'"),

@@ -57,7 +57,10 @@ class Images:
         if not self.names:
             raise ValueError(f"images is {study.images!r}, a folder without pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         if study.first + study.n > len(self.names):
-            raise ValueError(f"n is {study.n} after the first {study.first}; there are {len(self.names)} images")
+            raise ValueError(
+                f"n is {study.n}{f' after the first {study.first}' if study.first else ''}; "
+                f"there are {len(self.names)} images"
+            )
         kept = slice(study.first, None)
         self.names, self.groups = self.names[kept], self.groups[kept]
         self.files = None if self.files is None else self.files[kept]

@@ -1,8 +1,8 @@
 """How the error hangs on two settings at a time: λ with K, T′ with K, and what is hidden with λ.
 
-Four digits, or other pictures, each cell sampled with the same noise; the number in a cell is the mean squared error of what
+Two digits, or other pictures, each cell sampled with the same noise; the number in a cell is the mean squared error of what
 is hidden. The maps are `fcs_lab.sensitivity.SensitivityMap`s, which the widget `SensitivityLab` fills for any other pair of
-settings; `tab11_failures.py` measures single rows on 64 digits. Four digits decide nothing below a few hundredths.
+settings; `tab11_failures.py` measures single rows on 64 digits. Two digits decide nothing below a tenth or so.
 """
 
 import time
@@ -14,7 +14,7 @@ from options import DEFAULT, Options
 from fcs_lab.plots import Figure
 from fcs_lab.sensitivity import SensitivityMap
 
-MODEL, SEED, IMAGES = "mnist", 0, 4
+MODEL, SEED, IMAGES = "mnist", 0, 2
 STEPS, INNER = 4, 2
 MAPS = {
     f"right half, T′ = {STEPS}": {"x": ("inner_steps", [1, 2, 4]), "y": ("step_size_first", [0.02, 0.1, 0.5, 2.0, 8.0]),

@@ -16,7 +16,7 @@ from fcs_lab.constraints import Inpainting, upsample
 from fcs_lab.failures import CASES, SHORT, run_case
 from fcs_lab.plots import Figure, show
 
-SEED, IMAGES = 0, 3
+SEED, IMAGES = 0, 2
 SHOWN = {
     "nothing wrong": ("noise in y", "no noise"),
     "noise in y, σ = 0.3": ("noise in y", "σ_y = 0.3"),
@@ -31,7 +31,7 @@ SHOWN = {
     "a wrong prompt": ("prompts and their weight", "another garment's, guidance 2"),
     "… guidance 15": ("prompts and their weight", "another garment's, guidance 15"),
 }
-COLUMNS = 4
+COLUMNS = 6
 ROWS = ("there", "given", "sample")
 
 

@@ -19,9 +19,9 @@ from fcs_lab.plots import Figure, show
 SEED, IMAGES = 0, 2
 SHOWN = {
     "nothing wrong": ("noise in y", "no noise"),
-    "noise in y, σ = 0.3": ("noise in y", "σ_y = 0.3"),
+    "noise, σ_y = 0.3": ("noise in y", "σ_y = 0.3"),
     "… λ a fifth": ("noise in y", "σ_y = 0.3, λ a fifth"),
-    "box, told to be bicubic": ("a wrong operator", "×4, box told to be bicubic"),
+    "a wrong kernel": ("a wrong operator", "×4, box told to be bicubic"),
     "upside down": ("images that the model does not know", "digits, upside down"),
     "inverted": ("images that the model does not know", "digits, inverted"),
     "garments": ("images that the model does not know", "garments"),
@@ -55,16 +55,17 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
 
 def draw(pictures: dict[str, tuple[torch.Tensor, ...]], errors: dict[str, float]) -> Figure:
     blocks = -(-len(pictures) // COLUMNS)
-    figure = Figure(figsize=(1.0 + 0.62 * COLUMNS * (IMAGES + 0.5), blocks * (0.62 * len(ROWS) + 0.5)))
-    outer = figure.add_gridspec(blocks, COLUMNS, left=0.075, right=0.995, top=0.955, bottom=0.005, wspace=0.1, hspace=0.22)
+    figure = Figure(figsize=(0.9 + 0.62 * COLUMNS * (IMAGES + 0.5), blocks * (0.62 * len(ROWS) + 0.5)))
+    outer = figure.add_gridspec(blocks, COLUMNS, left=0.07, right=0.995, top=0.955, bottom=0.005, wspace=0.12, hspace=0.2)
     for place, (title, rows) in enumerate(pictures.items()):
         inner = outer[place // COLUMNS, place % COLUMNS].subgridspec(len(ROWS), IMAGES, wspace=0.05, hspace=0.05)
+        around = outer[place // COLUMNS, place % COLUMNS].get_position(figure)
+        middle = (around.x0 + around.x1) / 2
+        figure.text(middle, around.y1 + 0.012, f"{title}: {errors[title]:.2f}", fontsize=8, ha="center", va="bottom")
         for r, images in enumerate(rows):
             for c, image in enumerate(images):
                 axes = figure.add_subplot(inner[r, c])
                 show(axes, image)
-                if r == 0 and c == IMAGES // 2:
-                    axes.set_title(f"{title}: {errors[title]:.2f}", fontsize=9, pad=4)
                 if c == 0 and place % COLUMNS == 0:
                     axes.set_ylabel(ROWS[r], rotation=0, ha="right", va="center", fontsize=9, labelpad=6)
     return figure

@@ -414,6 +414,11 @@ def test_the_packages_own_studies():
     assert paper.n == 1000 and paper.tasks == ("free-form", "sr8")
     ours = {entry.tasks: evaluations_of(entry) for entry in paper.methods if entry.name == "newton"}
     assert ours == {("free-form",): 20 * 11, ("sr8",): 20 * 21}  # (2K + 1) T', as published
+    search, tables = read_studies("search"), read_studies("bundled")
+    assert all(study.first >= 192 for study in search.values()) and all(study.first == 0 for study in tables.values())
+    (failures,) = read_studies("failures").values()
+    base, *others = failures.methods
+    assert base.tasks is None and all(entry.tasks == ("right-half",) for entry in others)
 
 
 def test_evaluations_are_told_before_they_are_made(tmp_path):

@@ -570,3 +570,15 @@ def test_evaluations_of_a_worker_are_by_one_thread(tmp_path, monkeypatch):
     before = torch.get_num_threads()
     run(SMALL | {"n": 1, "tasks": ["box"], "methods": ["identity"], "device": "cpu"}, tmp_path, progress=False)
     assert threads == [1] and torch.get_num_threads() == before
+
+
+def test_differences_are_to_the_row_that_is_named(tmp_path):
+    """Where a method stands there with other settings, too, it is the row without them that others are compared with."""
+    methods = ["identity", {"name": "identity", "step_size": [2.0, 0.4]}, {"name": "ddnm", "num_inference_steps": 3}]
+    study = SMALL | {"methods": methods, "tasks": ["right-half"], "metrics": ["mse"]}
+    run(study, tmp_path, progress=False)
+    table = summary(Store(tmp_path), read_study(study))
+    mse = table[(table.metric == "mse") & (table.part == "hidden")].set_index("method")
+    assert math.isnan(mse["diff"]["identity"])
+    for row in mse.index.drop("identity"):
+        assert mse["diff"][row] == pytest.approx(mse["mean"][row] - mse["mean"]["identity"], abs=1e-9)

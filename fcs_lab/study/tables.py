@@ -110,8 +110,9 @@ def _compared(means: dict, reference: str, budget: int | None, metric: str, part
     """The values to compare with: of the reference at the same budget, or else its own; None for itself."""
     if metric in COSTS:
         return None
-    known = {key: value for key, value in means.items() if key[2:] == (metric, part)
-             and (key[0] == reference or key[0].split(" (")[0] == reference)}  # fmt: skip
+    measured = {key: value for key, value in means.items() if key[2:] == (metric, part)}
+    known = {key: value for key, value in measured.items() if key[0] == reference}
+    known = known or {key: value for key, value in measured.items() if key[0].split(" (")[0] == reference}
     same = [value for key, value in known.items() if key[1] == budget] or list(known.values())
     own = (told, budget, metric, part)
     return None if not same or own in known else same[-1]

@@ -2,7 +2,8 @@
 
 How it depends on its settings, and on what is hidden, is a study (`fcs_lab/study/failures.toml`); here is what no study's
 file can say: noise in y, another operator than was told, a y that no image fits, images that the model does not know, and
-prompts that contradict. And `completed_modes`: what is drawn from a posterior that is known exactly.
+prompts that contradict. And `completed_modes`: what is drawn from a posterior that is known exactly. All of it takes the
+extra 'study'.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fcs_lab.data import GARMENTS, load_digits, load_garments
 from fcs_lab.denoisers import Denoiser, IdealDenoiser
 from fcs_lab.metrics import data_consistency, denoising_loss, masked_mse
 from fcs_lab.sampler import Result, sample
-from fcs_lab.study.tasks import gaussian
+from fcs_lab.study.tasks import gaussian, mask
 from fcs_lab.zoo import load
 
 __all__ = ["CASES", "Case", "Posterior", "Ran", "completed_modes", "run_case", "shared_half"]
@@ -54,9 +55,7 @@ class Case:
 
 def right_half(images: Tensor) -> Tensor:
     """Where pixels are hidden, bool (1, 1, H, W)."""
-    hidden = torch.zeros(1, 1, *images.shape[-2:], dtype=torch.bool)
-    hidden[..., images.shape[-1] // 2 :] = True
-    return hidden
+    return mask("right-half", *images.shape[-2:], 0)[None, None]
 
 
 def half(images: Tensor) -> Constraint:

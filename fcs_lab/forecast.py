@@ -13,10 +13,11 @@ from torch import nn
 from fcs_lab.algorithm import plan
 from fcs_lab.checks import check_count
 from fcs_lab.constrained import check_pipeline, constrained
+from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.directions import EVALUATIONS
 from fcs_lab.latent import network_of
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "seconds_of_an_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,15 @@ def forecast(
     weights = sum(p.numel() * p.element_size() for part in parts for p in (*part.parameters(), *part.buffers()))
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     return Forecast(evaluations, calls, evaluations * took, weights, peak)
+
+
+@torch.no_grad()
+def seconds_of_an_evaluation(model: Denoiser, count: int) -> float:
+    """What one evaluation of one image takes, in a batch of `count`; measured by two, of which the first is slow."""
+    model = as_model(model).snapshot()
+    x, took = torch.zeros(count, *model.shape, device=model.device), 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        model(x, 500).sum().item()
+        took = time.perf_counter() - start
+    return took / count

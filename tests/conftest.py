@@ -82,3 +82,28 @@ def two_pixels(n: int, noise_std: float = 0.0) -> tuple[fcs_lab.GaussianMixtureD
     model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2, dtype=torch.float64), covariance[None])
     image = torch.tensor([0.3, 0.0], dtype=torch.float64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
     return model, fcs_lab.Inpainting(image, torch.tensor([[False, True]]), noise_std=noise_std)
+
+
+def pictures(n: int = 3, size: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture
+def ideal():
+    """The exact denoiser of twenty pictures, which are no part of any test's images."""
+    return fcs_lab.IdealDenoiser(pictures(20, seed=1))
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """(x, y) of the cells of a `SensitivityMap` that are computed from now on."""
+    from fcs_lab.sensitivity.cells import Bench
+
+    seen, own = [], Bench.sampled
+
+    def counted(self, x, y, stop=None):
+        seen.append((x, y))
+        return own(self, x, y, stop)
+
+    monkeypatch.setattr(Bench, "sampled", counted)
+    return seen

@@ -996,6 +996,7 @@ NOT_CALLED = {
             "directions.norm_inf",
             "directions.unit",
             "families.table",
+            "forecast.seconds_of_an_evaluation",
             "families.takes_a_callback",
             "families.takes_an_interrupt",
             "families.what_it_takes",

@@ -20,11 +20,6 @@ def half(images):
 
 
 @pytest.fixture(scope="module")
-def mnist():
-    return fcs_lab.load("mnist", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def digit():
     return fcs_lab.load_digits(1)[0]
 

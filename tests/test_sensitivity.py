@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny_pipelines as tiny
 import torch
-from conftest import tiny_denoiser
+from conftest import pictures, tiny_denoiser
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -29,31 +29,8 @@ STEPS, K = ("step_size_first", [0.1, 0.5]), ("inner_steps", [1, 2])
 FEW = {"num_inference_steps": 2}
 
 
-def pictures(n=3, size=8, seed=0):
-    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-@pytest.fixture
-def ideal():
-    """The exact denoiser of twenty pictures, which are no part of any test's images."""
-    return fcs_lab.IdealDenoiser(pictures(20, seed=1))
-
-
 def generators(seed, *numbers):
     return [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in numbers]
-
-
-@pytest.fixture
-def sampled(monkeypatch):
-    """(x, y) of the cells that are computed from now on."""
-    seen, own = [], Bench.sampled
-
-    def counted(self, x, y, stop=None):
-        seen.append((x, y))
-        return own(self, x, y, stop)
-
-    monkeypatch.setattr(Bench, "sampled", counted)
-    return seen
 
 
 def right_half(truth):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from conftest import pictures
 
-import fcs_lab
 from fcs_lab import SensitivityMap
 from fcs_lab.sensitivity.cells import Bench
 from fcs_lab.widgets import SensitivityLab
@@ -15,33 +15,11 @@ from fcs_lab.widgets.heatmap import HeatMap
 AXES = {"x": ("step_size_first", [0.1, 0.5]), "y": ("inner_steps", [1, 2])}
 
 
-def pictures(n=3, size=8, seed=0):
-    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-@pytest.fixture
-def ideal():
-    return fcs_lab.IdealDenoiser(pictures(20, seed=1))
-
-
 @pytest.fixture
 def lab(ideal, tmp_path):
     lab = SensitivityLab(ideal, pictures(), tmp_path / "maps", num_inference_steps=2, **AXES)
     lab.count.value = 2
     return lab
-
-
-@pytest.fixture
-def sampled(monkeypatch):
-    """(x, y) of the cells that are computed from now on."""
-    seen, own = [], Bench.sampled
-
-    def counted(self, x, y, stop=None):
-        seen.append((x, y))
-        return own(self, x, y, stop)
-
-    monkeypatch.setattr(Bench, "sampled", counted)
-    return seen
 
 
 def finished(lab):

@@ -99,7 +99,7 @@ class Diagnosis:
         return "\n".join([*map(str, self), f"({self.evaluations} evaluations an image)"])
 
     def plot(self) -> Any:
-        """The findings as a matplotlib Figure: where each value lies between ok and bad."""
+        """The findings as a matplotlib Figure, a line each with its verdict and advice."""
         from fcs_lab.diagnosis.plots import plot_diagnosis
 
         return plot_diagnosis(self)
@@ -181,7 +181,7 @@ def diagnose(
         for name in call:
             raise TypeError(f"{name} is given; with a denoiser expected settings of sample and a seed")
         examined.derivatives = True
-        peer = Peer("diagnose", examined.method, differentiates=False)
+        peer = Peer("diagnose", examined.method)
         result = run(model, task, peer, TIMESTEPS, generator=torch.Generator().manual_seed(seed), progress=False)
         derivatives, encode = examined.forward_mode + result.n_backward, as_model(model).encode
     findings = [*examined.findings(), _leakage(examined.task, encode), _range(task), _cost(λ, direction, examined.seconds)]

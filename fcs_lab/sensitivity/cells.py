@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from fcs_lab.baselines import METHODS, WITHOUT_MODEL
 from fcs_lab.constraints import Inpainting
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, as_model, networks_of
+from fcs_lab.denoisers import Denoiser, networks_of
+from fcs_lab.forecast import seconds_of_an_evaluation
 from fcs_lab.images import read_image, to_pil, to_tensor
 from fcs_lab.metrics import mean_and_error
 from fcs_lab.records import rounded
@@ -166,8 +167,10 @@ class Bench:
 
     def _run(self, x: Any, y: Any, posed: Posed, numbers: Sequence[int], stop: Callable[[], bool] | None) -> Result:
         """A cell's method on some images."""
+        from fcs_lab.study.store import seeds_of
+
         told, call = self.grid.told(x, y), self.grid.call_of(x, y)
-        generators = [torch.Generator().manual_seed(self.seed * 1_000_003 + i) for i in numbers]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(self.seed, numbers)]
         if told["method"] in WITHOUT_MODEL:
             call |= {"generator": generators} if told["method"] == "deep_image_prior" else {}
             return METHODS[told["method"]](None, posed.constraint, progress=False, **call)
@@ -194,17 +197,12 @@ class Bench:
         return model.with_prompt(**own | text)
 
     @ordinary()
-    @torch.no_grad()
     def seconds_of_an_evaluation(self) -> float:
         """Of one image in a batch, measured once; NaN where the model fails, as its cells will say."""
         if self._seconds is None:
             try:
-                model = as_model(self._model_of(self.grid.told(*self.grid.pairs[0]))).snapshot()
-                x = torch.zeros(min(self.batch_size, len(self.images)), *model.shape, device=model.device)
-                for _ in range(2):  # the first one is slow
-                    start = time.perf_counter()
-                    model(x, 500).sum().item()
-                    self._seconds = (time.perf_counter() - start) / len(x)
+                model = self._model_of(self.grid.told(*self.grid.pairs[0]))
+                self._seconds = seconds_of_an_evaluation(model, min(self.batch_size, len(self.images)))
             except Exception:
                 self._seconds = math.nan
         return self._seconds

@@ -33,6 +33,11 @@ class Full(OSError):
     """The disk is full; what was finished is kept."""
 
 
+def seeds_of(seed: int, numbers: Sequence[int]) -> list[int]:
+    """Of the noise of the images of these numbers."""
+    return [seed * 1_000_003 + i for i in numbers]
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method with its settings, a task and a seed."""
@@ -45,7 +50,7 @@ class Cell:
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
         """Of the noise of these images; see `Study.seeds`."""
-        return [self.seed * 1_000_003 + i for i in numbers]
+        return seeds_of(self.seed, numbers)
 
     @property
     def folder(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from fcs_lab.data import GARMENTS, IMAGE_SUFFIXES, image_files, load_digits, loa
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.directions import EVALUATIONS
 from fcs_lab.features import load_clip
+from fcs_lab.forecast import seconds_of_an_evaluation
 from fcs_lab.images import fit_image
 from fcs_lab.records import weights_of
 from fcs_lab.study.config import Entry, Study
@@ -199,14 +199,7 @@ class Subject:
         """Of one image, in a batch as the study has it."""
         if self.model is None:
             raise ValueError(f"the time of {self.study.model} is not forecast here; see fcs_lab.forecast.forecast")
-        model, size = as_model(self.model).snapshot(), min(self.study.batch_size, self.study.n)
-        x, took = torch.zeros(size, *model.shape, device=self.device), 0.0
-        with torch.no_grad():
-            for _ in range(2):  # the first one is slow
-                start = time.perf_counter()
-                model(x, 500).sum().item()
-                took = time.perf_counter() - start
-        return took / size
+        return seconds_of_an_evaluation(self.model, min(self.study.batch_size, self.study.n))
 
     def flops_of(self, sampled: Sampled) -> int | None:
         """Floating-point operations of the network for one image, by torch's counter; the VAE's are not in it."""

@@ -42,7 +42,7 @@ def test_runs_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # a notebook's own backend, as for a reader
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
     printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in printed if output.output_type == "error"]
     if path.stem == "00_quickstart":

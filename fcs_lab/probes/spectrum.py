@@ -36,7 +36,8 @@ class Spectrum:
     One of several numbers that go by this name. It is not the stable rank ‖J‖_F²/‖J‖_2² = Σ σ² / σ_max², which is never
     larger."""
     negative_fraction: float | None
-    """The part of the D eigenvalues of (J + Jᵀ)/2 that are negative beyond rounding; None unless J is a matrix."""
+    """The part of the D eigenvalues of (J + Jᵀ)/2 that are negative beyond the decomposition's rounding, D ε max |μ|; None
+    unless J is a matrix. A matrix that was itself made by products can carry a rounding of more."""
     exact: bool
     """Whether J was taken as a matrix."""
 

@@ -8,13 +8,11 @@ before the run, each method in a process of its own), or CUDA's own peak statist
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import memory
 import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
@@ -111,33 +109,11 @@ def pipeline_ratio(batch: int, repeats: int) -> float:
     return round(statistics.median(ratios), 3)
 
 
-def peak_bytes(name: str, direction: str, batch: int) -> int:
-    """What one timestep adds to the memory at its peak, above the loaded model."""
-    command = [sys.executable, __file__, "--peak", name, direction, str(batch)]
-    # glibc is told to give freed memory back, or what is measured is its fragmentation, which grows with the run.
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
-
-
 def measure_peak(name: str, direction: str, batch: int) -> int:
+    """What a run adds to the memory at its peak, above the loaded model."""
     model = fcs_lab.load(name)
     bare_evaluations(model, 1, 1)
-    if model.device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run(name, model, batch, direction)
-        return torch.cuda.max_memory_allocated() - before
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        raise SystemExit("peak memory on a CPU is read from /proc, which only Linux has")
-    reset.write_text("5")  # the high-water mark becomes the present size
-    before = _kilobytes(status, "VmHWM")
-    run(name, model, batch, direction)
-    return (_kilobytes(status, "VmHWM") - before) * 1024
-
-
-def _kilobytes(status: Path, name: str) -> int:
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+    return memory.peak(model.device, lambda: run(name, model, batch, direction))
 
 
 def main(output: Path, repeats: int) -> None:
@@ -147,7 +123,9 @@ def main(output: Path, repeats: int) -> None:
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         for batch in BATCHES:
             ratios, per_inner_step = time_ratios(name, model, batch, repeats)
-            peak = {direction: peak_bytes(name, direction, batch) for direction in ("newton", "gradient")}
+            peak = {
+                direction: memory.in_a_process(__file__, name, direction, str(batch)) for direction in ("newton", "gradient")
+            }
             timings[f"{name}, batch {batch}"] = {
                 "wall time": ratios,
                 "seconds an inner step": {what: round(value, 4) for what, value in per_inner_step.items()},

@@ -52,7 +52,7 @@ class Entry:
     budget: int | None
     """Evaluations an image that the settings were made for. None: they are the file's own, or there is no network."""
     tasks: tuple[str, ...] | None
-    """Those that it is for. None: all of the study's."""
+    """Those that it is for, as far as the study has them. None: all of the study's."""
     told: str
     """What the file says of it, in a table's row: "newton", or "ddnm (num_inference_steps = 110)"."""
 
@@ -243,9 +243,9 @@ def _entries(told: str | Mapping[str, Any], budgets: Sequence[int] | None, all_t
     name = told if isinstance(told, str) else told["name"]
     given = {} if isinstance(told, str) else {key: value for key, value in told.items() if key not in ("name", "tasks")}
     tasks = None if isinstance(told, str) or "tasks" not in told else tuple(told["tasks"])
-    for task in tasks or ():
+    for task in tasks or ():  # one that this study has not may be another's of the same file
         if task not in all_tasks:
-            raise ValueError(f"methods: {name} is for the task {task!r}; expected some of {', '.join(all_tasks)}")
+            check_task_name(task)
     if name not in METHODS:
         raise ValueError(f"methods has {name!r}; expected some of {', '.join(map(repr, METHODS))}")
     known = settings_of(name)

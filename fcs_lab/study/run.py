@@ -142,8 +142,7 @@ def _outcome(study: Study, store: Store, pictures: Images, *, progress: bool, ot
         for cell in cells_of(study) for record in store.of(cell) if "error" in record
     ]  # fmt: skip
     if state.is_main_process:
-        if not stopped:
-            worker.measure_sets()
+        worker.measure_sets()
         report(store, study, command=sys.argv)
     state.wait_for_everyone()
     return Outcome(frame(store), failures, stopped)
@@ -305,12 +304,12 @@ class Worker:
         return self.subject.model.with_prompt(prompts, guidance_scale=1.0)
 
     def measure_sets(self) -> None:
-        """FID and KID of each cell whose images are all there."""
+        """FID and KID of each cell: of the images that it has, where this machine has them all."""
         names = [name for name in self.study.metrics if name in SETS]
         for cell in cells_of(self.study) if names else ():
             there = [record["image"] for record in self.store.of(cell) if "error" not in record]
             known = self.store.sets(cell)
-            if known.get("n") == len(there) or not there:
+            if known.get("n") == len(there) or not there or not all(self.store.image(cell, i).exists() for i in there):
                 continue
             truth = torch.cat(list(self.pictures.read(there, self.subject.shape).values()))
             found = torch.cat([to_tensor(Image.open(self.store.image(cell, i))) for i in there])

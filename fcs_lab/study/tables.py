@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,8 @@ def _of_cells(store: Store, study: Study, cells: Sequence[Cell]) -> list[dict[st
             row(name, sets[0]["n"], float(np.mean([value for value, _ in values])), math.nan if error is None else error)
     machine = [one for cell in cells for one in store.machine(cell) if one]
     if machine:
-        seconds = torch.tensor([one["seconds"] for one in machine], dtype=torch.float64)
-        row("wall seconds an image", sum(one["batch"] for one in machine), seconds.mean().item(),
-            (seconds.std() / len(seconds) ** 0.5).item() if len(seconds) > 1 else math.nan)  # fmt: skip
+        # Of the batches the median: one that another process, or a machine put to sleep, held up is no mean's business.
+        row("wall seconds an image", sum(one["batch"] for one in machine), median(one["seconds"] for one in machine))
         known = [one for one in machine if one["memory"] is not None]
         if known:
             most = max(known, key=lambda one: one["memory"])

@@ -1,0 +1,324 @@
+"""Which method, for which task, at which budget: the studies `search` and `bundled`, run, or gone on with, and read.
+
+`search` is the grid that settings are chosen from, on images 192 to 207; `bundled` has all methods on images that the
+grid did not see. What they have is kept in records/, which is read back first: the table goes on where it stopped, on
+this machine or on another, and says before what is left. Ctrl-C ends it after a batch; `--report` makes the table of
+what is there.
+
+Beside them stand each method's peak memory, which a study has of a GPU alone, and what FID and KID are between
+pictures that are all real, by how many there are.
+"""
+
+import argparse
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import memory
+import numpy as np
+import pandas as pd
+import torch
+from cells import kept
+
+import fcs_lab
+from fcs_lab.baselines import METHODS, WITHOUT_MODEL, budget
+from fcs_lab.classifier import load_classifier
+from fcs_lab.denoisers import as_model
+from fcs_lab.records import save_record
+from fcs_lab.study import records
+from fcs_lab.study.config import Study, read_studies
+from fcs_lab.study.measures import set_distances
+from fcs_lab.study.run import dry_run, outcome
+from fcs_lab.study.store import Store, cells_of
+from fcs_lab.study.tables import summary
+from fcs_lab.study.tasks import pose
+
+STUDIES = {"search": "search", "bundled": "bundled"}
+SEED = 0
+COLUMNS = {  # of the written table: metric and part, what it is called
+    ("mse", "hidden"): "MSE, hidden", ("mse", "all"): "MSE", ("mse", "known"): "MSE, known",
+    ("consistency", "all"): "rms A x − y", ("ssim", "hidden"): "SSIM, hidden", ("ssim", "all"): "SSIM",
+    ("named", "all"): "named", ("realism", "all"): "loss",
+    ("seam", "hidden"): "seam", ("diversity", "all"): "diversity", ("fid", "all"): "FID", ("kid", "all"): "KID",
+}  # fmt: skip
+TIME = "time of newton's"
+WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
+"""What is left out where there is a hidden part."""
+MEASURED = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
+BATCHES, EVALUATIONS, BUDGET = (16, 32), 12, 1024
+"""Of the memory: two batches, whose difference is what an image takes; few evaluations; MiB."""
+REAL, DRAWS = (16, 32, 64, 128), 20
+FIGURES = Path(__file__).parent
+RUNS, ARCHIVES = FIGURES.parent / "runs" / "tab12", FIGURES / "records"
+
+
+def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES, *, compute: bool = True) -> None:
+    for name, study in STUDIES.items():
+        unpack(archives / f"{name}.tar.xz", runs / name)
+        if compute:
+            print(f"{name}: {dry_run(study, runs / name)}", flush=True)
+    for name, study in STUDIES.items():
+        if compute:
+            try:
+                ended = outcome(study, runs / name)
+            finally:
+                pack(runs / name, archives / f"{name}.tar.xz")
+            print("\n".join(ended.failures))
+            if ended.interrupted:
+                sys.exit("interrupted: what was finished is in figures/records, and the same command goes on")
+    tables = {
+        name: begun(study, runs / "bundled" / name)
+        for name, study in read_studies(STUDIES["bundled"]).items()
+        if (runs / "bundled" / name / "study.json").exists()
+    }
+    tried = choose(records(runs / "search"))
+    cells, told = runs / "bundled" / "cells", [BATCHES, EVALUATIONS, list(METHODS)]
+    numbers = {
+        "settings": tried,
+        "memory": {name: kept(cells, f"memory-{name}", told, lambda m=name: peaks(m)) for name in MEASURED},
+        "real pictures": kept(cells, "real", [REAL, DRAWS, SEED], between_real),
+    }
+    pack(runs / "bundled", archives / "bundled.tar.xz")
+    output.mkdir(parents=True, exist_ok=True)
+    long = pd.concat([table.assign(study=name) for name, table in tables.items()], ignore_index=True)
+    long.to_csv(output / "tab12_choosing.csv", index=False, float_format="%.4g")
+    save_record(output / "tab12_choosing.json", model=["mnist", "mnist-inpainting", "fashion", "emoji"], seed=SEED,
+                settings={"studies": STUDIES, "memory": {"batches": BATCHES, "evaluations": EVALUATIONS}},
+                numbers=numbers)  # fmt: skip
+    (output / "tab12_choosing.md").write_text(markdown(tables, numbers))
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """The files of an archive that a folder has not."""
+    if archive.exists():
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if not (folder / member.name).exists():
+                    tar.extract(member, folder, filter="data")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """What a results folder has measured, without its pictures; the same bytes for the same files."""
+    partial = archive.with_suffix(".part")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(partial, "w:xz", preset=9) as tar:
+        for path in sorted(folder.rglob("*.json*")):
+            told = tar.gettarinfo(path, path.relative_to(folder))
+            told.mtime = told.uid = told.gid = 0
+            told.uname = told.gname = ""
+            with path.open("rb") as file:
+                tar.addfile(told, file)
+    partial.replace(archive)
+
+
+def begun(study: Study, folder: Path) -> pd.DataFrame:
+    """A study's rows as far as they are there, and as another metric the time: a row's quickest batch, over newton's."""
+    store = Store(folder)
+    table = summary(store, study)
+    table.insert(0, "model", study.model)
+    least: dict[str, float] = {}
+    for cell in cells_of(study):
+        for batch in store.machine(cell):
+            key = cell.entry.told
+            least[key] = min(batch.get("seconds", np.inf), least.get(key, np.inf))
+    there, newton = table[table.metric == "evaluations"], least.get("newton", np.nan)
+    none = {"se": np.nan, "diff": np.nan, "diff_se": np.nan}
+    times = there.assign(metric=TIME, part="", mean=there.method.map(least) / newton, **none)
+    return pd.concat([table[~table.metric.str.contains("wall")], times], ignore_index=True)
+
+
+def choose(tried: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each method, on inpainting and on the other tasks, its own settings, or those that the grid was better with.
+
+    The measure is the squared error (of what is hidden, where something is) over the mean that the method has by itself on
+    the task, image by image, averaged over the tasks. The setting with the lowest is taken if it is lower than the method's
+    own by more than two standard errors, and if no image failed.
+    """
+    errors, rows = tried[(tried.metric == "mse") & (tried.part.isin(("hidden", "all")))], []
+    kind = np.where(errors.task.isin(errors[errors.part == "hidden"].task.unique()), "inpainting", "others")
+    errors = errors.assign(kind=kind)[(kind == "others") | (errors.part == "hidden")]
+    for (model, method, tasks), ours in errors.groupby(["model", "method", "kind"], sort=False):
+        table = ours.pivot_table(index=["task", "image"], columns="row", values="value")
+        if table.shape[1] < 2 or method not in table:
+            continue
+        relative = table.div(table[method].groupby("task").transform("mean"), axis=0)
+        found = []
+        for name in relative:
+            less = (relative[name] - relative[method]).groupby("task").agg(["mean", "var", "count"])
+            means = {task: float(values.mean()) for task, values in table[name].groupby("task") if values.notna().any()}
+            found.append({"model": model, "method": method, "tasks": tasks, "setting": name, "mse": means,
+                          "n": int(less["count"].min()), "less its own": float(less["mean"].mean()),
+                          "error": float((less["var"] / less["count"]).sum() ** 0.5 / len(less))})  # fmt: skip
+        own = next(one for one in found if one["setting"] == method)
+        best = min((one for one in found if one["n"] == own["n"]), key=lambda one: one["less its own"])
+        taken = best if best["less its own"] < -2 * best["error"] else own
+        rows += [one | {"taken": one is taken} for one in found]
+    return rows
+
+
+def methods_of(model: str) -> Iterator[str]:
+    """Those of the study that have an inpainting run on the model."""
+    for entry in read_studies(STUDIES["bundled"])[model].methods:
+        if entry.name not in WITHOUT_MODEL and entry.name != "tuned":
+            yield entry.name
+
+
+def peaks(model: str) -> dict[str, dict[str, float]]:
+    """Of each method: MiB above the model for one image more, and the largest batch in `BUDGET` MiB."""
+    found = {}
+    for name in dict.fromkeys(methods_of(model)):
+        least, most = (memory.in_a_process(__file__, model, name, str(batch)) for batch in BATCHES)
+        each = (most - least) / (BATCHES[1] - BATCHES[0])
+        found[name] = {"MiB an image": each / 2**20, "largest batch": (BUDGET * 2**20 - least) // each + BATCHES[0]}
+        print(f"memory: {model}, {name} done", flush=True)
+    return found
+
+
+def measure_peak(model_name: str, method: str, batch: int) -> int:
+    """What a run adds to the memory at its peak, above the loaded model."""
+    model, truth = fcs_lab.load(model_name), MEASURED[model_name][0](batch)[0]
+    posed, warm = pose("right-half", truth, range(batch)), as_model(model).snapshot()
+    with torch.no_grad():
+        warm(torch.randn(1, *warm.shape, device=warm.device), 500)
+    settings = budget(method, EVALUATIONS)
+
+    def run() -> None:
+        METHODS[method](model, posed.constraint, batch_size=batch, progress=False,
+                        generator=[torch.Generator().manual_seed(i) for i in range(batch)], **settings)  # fmt: skip
+
+    return memory.peak(warm.device, run)
+
+
+def between_real() -> dict[str, dict[str, dict[str, float]]]:
+    """FID and KID of n pictures against n others, all real: mean and standard deviation over the draws."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for model, (pictures, judge) in MEASURED.items():
+        truth, features, rng = pictures(256)[0], load_classifier(judge).features, np.random.default_rng(SEED)
+        found[model] = {}
+        for n in REAL:
+            values = []
+            for _ in range(DRAWS):
+                order = torch.from_numpy(rng.permutation(256))
+                told = set_distances(["fid", "kid"], truth[order[:n]], truth[order[n : 2 * n]], features)
+                values.append([told["fid"][0], told["kid"][0]])
+            mean, spread = np.mean(values, 0), np.std(values, 0, ddof=1)
+            found[model][str(n)] = {"FID": mean[0], "FID, spread": spread[0], "KID": mean[1], "KID, spread": spread[1]}
+    return found
+
+
+def markdown(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> str:
+    studies = read_studies(STUDIES["bundled"])
+    blocks = [
+        "Means ± standard errors over n images (of emoji clustered by concept); in brackets the difference to "
+        "newton at the same budget, image by image. Rows are sorted by the squared error. Loss: the model's own "
+        "denoising loss on the image, low is plausible. Named: the share that a classifier names as it names the "
+        "truth. Time: the quickest batch, newton's is 1. FID and KID are of the classifier's features; see at the "
+        "end what they are of real pictures. The settings are the methods' own where the row does not say; the grid "
+        "that they were chosen from stands at the end."
+    ]
+    for name, table in tables.items():
+        study = studies[name]
+        for task in study.tasks:
+            ours = table[table.task == task]
+            if not ours.empty:
+                which = f"images {study.first} to {study.first + study.n - 1}"
+                blocks.append(f"## {name}, {task}\n\n{study.model}, {which}.\n\n{rows_of(ours)}")
+    blocks.append("## Memory\n\n" + memory_table(numbers["memory"]))
+    blocks.append("## FID and KID of real pictures\n\n" + real_table(numbers["real pictures"]))
+    blocks.append("## The settings, and the grid that they were chosen from\n\n" + settings_table(numbers["settings"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def rows_of(table: pd.DataFrame) -> str:
+    there = set(zip(table.metric, table.part, strict=True))
+    hidden = ("mse", "hidden") in there
+    columns = [key for key in COLUMNS if key in there and not (hidden and key in WITH_HIDDEN)]
+    named = [COLUMNS[key] for key in columns]
+    lines = ["| method | n | evaluations | backward | time | " + " | ".join(named) + " |",
+             "| --- " * (len(named) + 5) + "|"]  # fmt: skip
+    rows = {
+        key: {(row.metric, row.part): row for row in some.itertuples()}
+        for key, some in table.groupby(["method", "budget"], sort=False, dropna=False)
+    }
+    by_error = sorted(rows.items(), key=lambda pair: pair[1][columns[0]].mean if columns[0] in pair[1] else np.inf)
+    for (method, _), cells in by_error:
+        cost = [f"{cells[kind, ''].mean:.4g}" for kind in ("evaluations", "backward")]
+        time = cells[TIME, ""].mean
+        n, shown = int(cells["evaluations", ""].n), [shown_of(cells.get(key)) for key in columns]
+        lines.append(f"| {method} | {n} | " + " | ".join([*cost, "" if np.isnan(time) else f"{time:.2f}", *shown]) + " |")
+    return "\n".join(lines)
+
+
+def shown_of(row: Any) -> str:
+    if row is None:
+        return ""
+    if row.metric in ("named",):
+        return f"{row.mean:.0%} ± {row.se:.0%}"
+    digits = 4 if abs(row.mean) < 0.1 else 3
+    told = f"{row.mean:.{digits}f}" + ("" if np.isnan(row.se) else f" ± {row.se:.{digits}f}")
+    if row.metric != "mse" or np.isnan(row.diff):
+        return told
+    return f"{told} ({row.diff:+.{digits}f} ± {row.diff_se:.{digits}f})"
+
+
+def memory_table(peaks: dict[str, dict[str, dict[str, float]]]) -> str:
+    names = dict.fromkeys(name for rows in peaks.values() for name in rows)
+    head = [f"{model}: {what}" for model in peaks for what in ("MiB an image", f"images in {BUDGET} MiB")]
+    lines = [f"Peak memory above the model, inpainting, float32, from batches of {BATCHES[0]} and {BATCHES[1]}.", "",
+             "| method | " + " | ".join(head) + " |", "| --- " * (len(head) + 1) + "|"]  # fmt: skip
+    for name in names:
+        cells = [f"{rows[name]['MiB an image']:.1f} | {rows[name]['largest batch']:.0f}" if name in rows else " | "
+                 for rows in peaks.values()]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def real_table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    lines = [
+        f"n pictures against n others of the 256 bundled test pictures, mean ± standard deviation over {DRAWS} "
+        "draws. Of images of one kind both should be 0: what FID has is bias, which falls with n; KID's spread is "
+        "its error.",
+        "",
+        "| | n | FID | KID |",
+        "| --- | --- | --- | --- |",
+    ]
+    for model, rows in found.items():
+        for n, row in rows.items():
+            fid, kid = f"{row['FID']:.3f} ± {row['FID, spread']:.3f}", f"{row['KID']:.4f} ± {row['KID, spread']:.4f}"
+            lines.append(f"| {model} | {n} | {fid} | {kid} |")
+    return "\n".join(lines)
+
+
+def settings_table(tried: list[dict[str, Any]]) -> str:
+    n = max((one["n"] for one in tried), default=0)
+    lines = [
+        f"{n} images from number 192 on, 60 evaluations. MSE of what is hidden (on ×4 and deblurring: of all), and "
+        "by how much it differs from that of the method's own settings, as a part of that, averaged over the tasks. "
+        "Another setting is taken if it is better by more than two standard errors and no image failed; inpainting "
+        "and the other tasks choose for themselves.",
+        "",
+        "| model | method | setting | MSE | relative | |",
+        "| --- " * 6 + "|",
+    ]
+    for one in tried:
+        means = ", ".join(f"{task} {value:.4f}" for task, value in one["mse"].items())
+        own, taken = one["setting"] == one["method"], "taken" if one["taken"] else ""
+        words = "its own" if own else one["setting"].removeprefix(one["method"] + " (").removesuffix(")")
+        less = "" if own else f"{one['less its own']:+.3f} ± {one['error']:.3f}"
+        failed = "" if one["n"] == n else f" ({n - one['n']} images failed)"
+        lines.append(f"| {one['model']} | {one['method']} | {words} | {means}{failed} | {less} | {taken} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=FIGURES / "output")
+    parser.add_argument("--report", action="store_true", help="compute nothing of the studies")
+    parser.add_argument("--peak", nargs=3, metavar=("MODEL", "METHOD", "BATCH"), help="only print one peak, in bytes")
+    asked = parser.parse_args()
+    if asked.peak:
+        print(measure_peak(*asked.peak[:2], int(asked.peak[2])))
+    else:
+        main(asked.output, compute=not asked.report)

@@ -2,8 +2,7 @@
 
 `search` is the grid that settings are chosen from, on images 192 to 207; `bundled` has all methods on images that the
 grid did not see. What they have is kept in records/, which is read back first: the table goes on where it stopped, on
-this machine or on another, and says before what is left. Ctrl-C ends it after a batch; `--report` makes the table of
-what is there.
+this machine or on another, and says before what is left. Ctrl-C ends it after a batch, with the table of what is there.
 
 Beside them stand each method's peak memory, which a study has of a GPU alone, and what FID and KID are between
 pictures that are all real, by how many there are.
@@ -54,20 +53,19 @@ FIGURES = Path(__file__).parent
 RUNS, ARCHIVES = FIGURES.parent / "runs" / "tab12", FIGURES / "records"
 
 
-def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES, *, compute: bool = True) -> None:
+def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
+    interrupted = False
     for name, study in STUDIES.items():
         unpack(archives / f"{name}.tar.xz", runs / name)
-        if compute:
-            print(f"{name}: {dry_run(study, runs / name)}", flush=True)
+        print(f"{name}: {dry_run(study, runs / name)}", flush=True)
     for name, study in STUDIES.items():
-        if compute:
-            try:
+        try:
+            if not interrupted:
                 ended = outcome(study, runs / name)
-            finally:
-                pack(runs / name, archives / f"{name}.tar.xz")
-            print("\n".join(ended.failures))
-            if ended.interrupted:
-                sys.exit("interrupted: what was finished is in figures/records, and the same command goes on")
+                interrupted = ended.interrupted
+                print("\n".join(ended.failures))
+        finally:
+            pack(runs / name, archives / f"{name}.tar.xz")
     tables = {
         name: begun(study, runs / "bundled" / name)
         for name, study in read_studies(STUDIES["bundled"]).items()
@@ -88,6 +86,8 @@ def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES, *, compute:
                 settings={"studies": STUDIES, "memory": {"batches": BATCHES, "evaluations": EVALUATIONS}},
                 numbers=numbers)  # fmt: skip
     (output / "tab12_choosing.md").write_text(markdown(tables, numbers))
+    if interrupted:
+        sys.exit("interrupted: the table is of what was finished, which is in figures/records; the same command goes on")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -315,10 +315,9 @@ def settings_table(tried: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIGURES / "output")
-    parser.add_argument("--report", action="store_true", help="compute nothing of the studies")
     parser.add_argument("--peak", nargs=3, metavar=("MODEL", "METHOD", "BATCH"), help="only print one peak, in bytes")
     asked = parser.parse_args()
     if asked.peak:
         print(measure_peak(*asked.peak[:2], int(asked.peak[2])))
     else:
-        main(asked.output, compute=not asked.report)
+        main(asked.output)

@@ -15,6 +15,7 @@ from PIL import Image
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
+from fcs_lab.study.run import Outcome
 from fcs_lab.zoo import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -390,8 +391,11 @@ def test_the_table_to_choose_by(tmp_path, monkeypatch, capsys):
         errors.loc["identity", "mean"] - errors.loc["newton", "mean"], abs=1e-3
     )
     assert first.count("| newton | 2 |") == 1 and "KID" in first
-    monkeypatch.setattr(module, "outcome", lambda *_: pytest.fail("ran"))
-    module.main(tmp_path, tmp_path / "runs", tmp_path / "records", compute=False)
+    stopped = Outcome(pd.DataFrame(), interrupted=True)
+    monkeypatch.setattr(module, "outcome", lambda *_: stopped)
+    with pytest.raises(SystemExit, match="goes on"):
+        module.main(tmp_path / "stopped", tmp_path / "runs", tmp_path / "records")
+    assert (tmp_path / "stopped" / "tab12_choosing.md").read_text() == first
 
 
 def test_a_setting_is_taken_where_it_is_better_beyond_the_noise(monkeypatch):

@@ -42,22 +42,27 @@ COLUMNS = {  # of the written table: metric and part, what it is called
     ("named", "all"): "named", ("realism", "all"): "loss",
     ("seam", "hidden"): "seam", ("diversity", "all"): "diversity", ("fid", "all"): "FID", ("kid", "all"): "KID",
 }  # fmt: skip
-TIME = "time of newton's"
+TIME = "relative time"
 WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
 """What is left out where there is a hidden part."""
 MEASURED = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
-BATCHES, EVALUATIONS, BUDGET = (16, 32), 12, 1024
+BATCHES, EVALUATIONS, BUDGET = (8, 24), 8, 1024
 """Of the memory: two batches, whose difference is what an image takes; few evaluations; MiB."""
 REAL, DRAWS = (16, 32, 64, 128), 20
 FIGURES = Path(__file__).parent
 RUNS, ARCHIVES = FIGURES.parent / "runs" / "tab12", FIGURES / "records"
 
 
-def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
-    interrupted = False
+def left(runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
+    """Read back what is kept, and say what it leaves to do."""
     for name, study in STUDIES.items():
         unpack(archives / f"{name}.tar.xz", runs / name)
         print(f"{name}: {dry_run(study, runs / name)}", flush=True)
+
+
+def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
+    left(runs, archives)
+    interrupted = False
     for name, study in STUDIES.items():
         try:
             if not interrupted:
@@ -315,9 +320,12 @@ def settings_table(tried: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIGURES / "output")
+    parser.add_argument("--dry-run", action="store_true", help="only say what is left to do, and how long it takes")
     parser.add_argument("--peak", nargs=3, metavar=("MODEL", "METHOD", "BATCH"), help="only print one peak, in bytes")
     asked = parser.parse_args()
     if asked.peak:
         print(measure_peak(*asked.peak[:2], int(asked.peak[2])))
+    elif asked.dry_run:
+        left()
     else:
         main(asked.output)

@@ -69,6 +69,6 @@ def _text(output) -> str:
 
 
 def test_there_are_notebooks():
-    numbers = ["00", "01", "02a", "02b", *(f"{number:02}" for number in range(3, 12))]
+    numbers = ["00", "01", "02a", "02b", *(f"{number:02}" for number in range(3, 13))]
     assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == numbers
     assert os.access(NOTEBOOKS[0], os.R_OK)

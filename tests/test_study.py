@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_pipelines as tiny
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 
 import fcs_lab
 from fcs_lab.study import dry_run, read_study, records, run
+from fcs_lab.study.choosing import plot_differences, plot_trade_off, values_of
 from fcs_lab.study.config import evaluations_of, read_studies
 from fcs_lab.study.measures import measure, set_distances
 from fcs_lab.study.run import Worker, outcome
@@ -356,7 +358,7 @@ def test_another_family_runs_through_constrained(tmp_path, monkeypatch):
         ({"tasks": []}, "tasks is \\[\\]; expected a list"),
         ({"methods": ["newtun"]}, "methods has 'newtun'; expected some of 'newton', "),
         ({"methods": [{"name": "ddnm", "K": 1}]}, "ddnm has no setting 'K'; expected some of eta, num_inference_steps"),
-        ({"methods": [{"name": "ddnm", "tasks": ["box"]}]}, "ddnm is for the task 'box'"),
+        ({"methods": [{"name": "ddnm", "tasks": ["bux"]}]}, "tasks has 'bux'; expected some of right-half"),
         ({"metrics": ["psrn"]}, "metrics has 'psrn'; expected some of mse, psnr"),
         ({"budgets": [0]}, "budgets has 0"),
         ({"seeds": [-1]}, "seed is -1"),
@@ -422,6 +424,37 @@ def test_the_packages_own_studies():
     (failures,) = read_studies("failures").values()
     base, *others = failures.methods
     assert base.tasks is None and all(entry.tasks == ("right-half",) for entry in others)
+
+
+def test_a_table_is_read_the_best_first_and_drawn():
+    rows = [
+        ("newton", 60, 0.2, 0.02, math.nan, math.nan),
+        ("dps", 60, 0.1, 0.02, -0.1, 0.01),
+        ("ddnm", 60, 0.21, 0.02, 0.01, 0.02),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "budget", "mean", "se", "diff", "diff_se"])
+    table = table.assign(task="box", metric="mse", part="hidden", n=4)
+    table = pd.concat([table, table.assign(part="known", mean=0.0), table.assign(metric="ssim")])
+    assert list(values_of(table, "box", "mse").method) == ["dps", "newton", "ddnm"]
+    assert list(values_of(table, "box", "ssim").method) == ["ddnm", "newton", "dps"], "of SSIM more is better"
+    assert values_of(table, "box", "mse", "known")["mean"].max() == 0
+    (axes,) = plot_differences(table, "box", "mse").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ddnm, 60", "newton, 60", "dps, 60"], "the best on top"
+    better, same = (line.get_children()[0] for line in axes.containers)
+    assert (list(better.get_xdata()), list(same.get_xdata())) == ([-0.1], [0.01])
+    prices = pd.Series([1.0, 2.0, 3.0], pd.MultiIndex.from_product([["newton", "dps", "ddnm"], [60]]))
+    first, second = plot_trade_off(table, "box", "mse", {"evaluations": prices, "none": prices * math.nan}).axes
+    assert [text.get_text() for text in first.texts] == ["newton, 60", "dps, 60"], "who is not beaten in both"
+    assert not second.texts
+    for wrong, found in ({"task": "bex"}, "task is 'bex'; the table has box"), ({"metric": "msr"}, "metric is 'msr'"):
+        with pytest.raises(ValueError, match=found):
+            values_of(table, **{"task": "box", "metric": "mse"} | wrong)
+    with pytest.raises(ValueError, match="part is 'all'; mse on box has 'hidden', 'known'"):
+        values_of(table, "box", "mse", "all")
+    with pytest.raises(ValueError, match=r"no columns.*diff_se"):
+        values_of(table.drop(columns="diff_se"), "box", "mse")
+    with pytest.raises(TypeError, match="table"):
+        values_of([1], "box", "mse")
 
 
 def test_evaluations_are_told_before_they_are_made(tmp_path):

@@ -11,8 +11,10 @@ pictures that are all real, by how many there are.
 import argparse
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import memory
@@ -20,17 +22,18 @@ import numpy as np
 import pandas as pd
 import torch
 from cells import kept
+from tqdm.auto import tqdm
 
 import fcs_lab
-from fcs_lab.baselines import METHODS, WITHOUT_MODEL, budget
+from fcs_lab.baselines import BUDGETS, METHODS, budget
 from fcs_lab.classifier import load_classifier
-from fcs_lab.denoisers import as_model
+from fcs_lab.denoisers import Model, as_model
 from fcs_lab.records import save_record
 from fcs_lab.study import records
 from fcs_lab.study.config import Study, read_studies
 from fcs_lab.study.measures import set_distances
 from fcs_lab.study.run import dry_run, outcome
-from fcs_lab.study.store import Store, cells_of
+from fcs_lab.study.store import Store
 from fcs_lab.study.tables import summary
 from fcs_lab.study.tasks import pose
 
@@ -42,12 +45,11 @@ COLUMNS = {  # of the written table: metric and part, what it is called
     ("named", "all"): "named", ("realism", "all"): "loss",
     ("seam", "hidden"): "seam", ("diversity", "all"): "diversity", ("fid", "all"): "FID", ("kid", "all"): "KID",
 }  # fmt: skip
-TIME = "relative time"
 WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
 """What is left out where there is a hidden part."""
 MEASURED = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
-BATCHES, EVALUATIONS, BUDGET = (8, 24), 8, 1024
-"""Of the memory: two batches, whose difference is what an image takes; few evaluations; MiB."""
+BATCHES, EVALUATIONS, ROUNDS, BUDGET = (8, 24), 12, 3, 1024
+"""Of the costs: two batches, whose difference in memory is what an image takes; MiB."""
 REAL, DRAWS = (16, 32, 64, 128), 20
 FIGURES = Path(__file__).parent
 RUNS, ARCHIVES = FIGURES.parent / "runs" / "tab12", FIGURES / "records"
@@ -77,10 +79,10 @@ def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
         if (runs / "bundled" / name / "study.json").exists()
     }
     tried = choose(records(runs / "search"))
-    cells, told = runs / "bundled" / "cells", [BATCHES, EVALUATIONS, list(METHODS)]
+    cells, told = runs / "bundled" / "cells", [BATCHES, EVALUATIONS, ROUNDS, list(METHODS)]
     numbers = {
         "settings": tried,
-        "memory": {name: kept(cells, f"memory-{name}", told, lambda m=name: peaks(m)) for name in MEASURED},
+        "costs": {name: kept(cells, f"costs-{name}", told, lambda m=name: costs(m)) for name in MEASURED},
         "real pictures": kept(cells, "real", [REAL, DRAWS, SEED], between_real),
     }
     pack(runs / "bundled", archives / "bundled.tar.xz")
@@ -88,7 +90,7 @@ def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
     long = pd.concat([table.assign(study=name) for name, table in tables.items()], ignore_index=True)
     long.to_csv(output / "tab12_choosing.csv", index=False, float_format="%.4g")
     save_record(output / "tab12_choosing.json", model=["mnist", "mnist-inpainting", "fashion", "emoji"], seed=SEED,
-                settings={"studies": STUDIES, "memory": {"batches": BATCHES, "evaluations": EVALUATIONS}},
+                settings={"studies": STUDIES, "costs": {"batches": BATCHES, "evaluations": EVALUATIONS, "rounds": ROUNDS}},
                 numbers=numbers)  # fmt: skip
     (output / "tab12_choosing.md").write_text(markdown(tables, numbers))
     if interrupted:
@@ -119,19 +121,10 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def begun(study: Study, folder: Path) -> pd.DataFrame:
-    """A study's rows as far as they are there, and as another metric the time: a row's quickest batch, over newton's."""
-    store = Store(folder)
-    table = summary(store, study)
+    """A study's rows as far as they are there; without the times, since a machine has other work meanwhile (see `costs`)."""
+    table = summary(Store(folder), study)
     table.insert(0, "model", study.model)
-    least: dict[str, float] = {}
-    for cell in cells_of(study):
-        for batch in store.machine(cell):
-            key = cell.entry.told
-            least[key] = min(batch.get("seconds", np.inf), least.get(key, np.inf))
-    there, newton = table[table.metric == "evaluations"], least.get("newton", np.nan)
-    none = {"se": np.nan, "diff": np.nan, "diff_se": np.nan}
-    times = there.assign(metric=TIME, part="", mean=there.method.map(least) / newton, **none)
-    return pd.concat([table[~table.metric.str.contains("wall")], times], ignore_index=True)
+    return table[~table.metric.str.contains("wall")]
 
 
 def choose(tried: pd.DataFrame) -> list[dict[str, Any]]:
@@ -163,37 +156,57 @@ def choose(tried: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def methods_of(model: str) -> Iterator[str]:
-    """Those of the study that have an inpainting run on the model."""
-    for entry in read_studies(STUDIES["bundled"])[model].methods:
-        if entry.name not in WITHOUT_MODEL and entry.name != "tuned":
-            yield entry.name
+def methods_of(name: str) -> list[str]:
+    """Those of the study that inpaint with the model itself."""
+    names = (entry.name for entry in read_studies(STUDIES["bundled"])[name].methods)
+    return [method for method in dict.fromkeys(names) if method in BUDGETS and method != "tuned"]
 
 
-def peaks(model: str) -> dict[str, dict[str, float]]:
-    """Of each method: MiB above the model for one image more, and the largest batch in `BUDGET` MiB."""
+def inpainting(name: str, batch: int) -> tuple[Model, Callable[[str, int], fcs_lab.Result]]:
+    """A model's bare denoiser, and what inpaints so many pictures: (method, evaluations) -> result."""
+    model, truth = fcs_lab.load(name), MEASURED[name][0](batch)[0]
+    task = pose("right-half", truth, range(batch)).constraint
+
+    def run(method: str, evaluations: int) -> fcs_lab.Result:
+        generators = [torch.Generator().manual_seed(SEED + i) for i in range(batch)]
+        settings = budget(method, evaluations)
+        return METHODS[method](model, task, batch_size=batch, generator=generators, progress=False, **settings)
+
+    return as_model(model).snapshot(), run
+
+
+@torch.no_grad()
+def bare(denoiser: Model, batch: int, count: int) -> None:
+    x = torch.randn(batch, *denoiser.shape, device=denoiser.device)
+    for _ in range(count):
+        denoiser(x, 500)
+
+
+def costs(name: str) -> dict[str, dict[str, float]]:
+    """Of each method the time, over as many bare evaluations; MiB above the model for an image more; the largest batch."""
+    denoiser, run = inpainting(name, BATCHES[0])
+    ratios: dict[str, list[float]] = {method: [] for method in methods_of(name)}
+    for _ in tqdm(range(ROUNDS), desc=f"times, {name}"):
+        for method, own in ratios.items():
+            start = time.perf_counter()
+            result = run(method, EVALUATIONS)
+            middle = time.perf_counter()
+            bare(denoiser, BATCHES[0], result.nfe)
+            own.append((middle - start) / (time.perf_counter() - middle))
     found = {}
-    for name in dict.fromkeys(methods_of(model)):
-        least, most = (memory.in_a_process(__file__, model, name, str(batch)) for batch in BATCHES)
+    for method, own in tqdm(ratios.items(), desc=f"memory, {name}"):
+        least, most = (memory.in_a_process(__file__, name, method, str(batch)) for batch in BATCHES)
         each = (most - least) / (BATCHES[1] - BATCHES[0])
-        found[name] = {"MiB an image": each / 2**20, "largest batch": (BUDGET * 2**20 - least) // each + BATCHES[0]}
-        print(f"memory: {model}, {name} done", flush=True)
+        largest = (BUDGET * 2**20 - least) // each + BATCHES[0]
+        found[method] = {"time": median(own), "MiB an image": each / 2**20, "largest batch": largest}
     return found
 
 
-def measure_peak(model_name: str, method: str, batch: int) -> int:
+def measure_peak(name: str, method: str, batch: int) -> int:
     """What a run adds to the memory at its peak, above the loaded model."""
-    model, truth = fcs_lab.load(model_name), MEASURED[model_name][0](batch)[0]
-    posed, warm = pose("right-half", truth, range(batch)), as_model(model).snapshot()
-    with torch.no_grad():
-        warm(torch.randn(1, *warm.shape, device=warm.device), 500)
-    settings = budget(method, EVALUATIONS)
-
-    def run() -> None:
-        METHODS[method](model, posed.constraint, batch_size=batch, progress=False,
-                        generator=[torch.Generator().manual_seed(i) for i in range(batch)], **settings)  # fmt: skip
-
-    return memory.peak(warm.device, run)
+    denoiser, run = inpainting(name, batch)
+    bare(denoiser, 1, 1)
+    return memory.peak(denoiser.device, lambda: run(method, EVALUATIONS))
 
 
 def between_real() -> dict[str, dict[str, dict[str, float]]]:
@@ -219,7 +232,7 @@ def markdown(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> str:
         "Means ± standard errors over n images (of emoji clustered by concept); in brackets the difference to "
         "newton at the same budget, image by image. Rows are sorted by the squared error. Loss: the model's own "
         "denoising loss on the image, low is plausible. Named: the share that a classifier names as it names the "
-        "truth. Time: the quickest batch, newton's is 1. FID and KID are of the classifier's features; see at the "
+        "truth. FID and KID are of the classifier's features; see at the "
         "end what they are of real pictures. The settings are the methods' own where the row does not say; the grid "
         "that they were chosen from stands at the end."
     ]
@@ -230,7 +243,7 @@ def markdown(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> str:
             if not ours.empty:
                 which = f"images {study.first} to {study.first + study.n - 1}"
                 blocks.append(f"## {name}, {task}\n\n{study.model}, {which}.\n\n{rows_of(ours)}")
-    blocks.append("## Memory\n\n" + memory_table(numbers["memory"]))
+    blocks.append("## Time and memory\n\n" + costs_table(numbers["costs"]))
     blocks.append("## FID and KID of real pictures\n\n" + real_table(numbers["real pictures"]))
     blocks.append("## The settings, and the grid that they were chosen from\n\n" + settings_table(numbers["settings"]))
     return "\n\n".join(blocks) + "\n"
@@ -241,8 +254,8 @@ def rows_of(table: pd.DataFrame) -> str:
     hidden = ("mse", "hidden") in there
     columns = [key for key in COLUMNS if key in there and not (hidden and key in WITH_HIDDEN)]
     named = [COLUMNS[key] for key in columns]
-    lines = ["| method | n | evaluations | backward | time | " + " | ".join(named) + " |",
-             "| --- " * (len(named) + 5) + "|"]  # fmt: skip
+    lines = ["| method | n | evaluations | backward | " + " | ".join(named) + " |",
+             "| --- " * (len(named) + 4) + "|"]  # fmt: skip
     rows = {
         key: {(row.metric, row.part): row for row in some.itertuples()}
         for key, some in table.groupby(["method", "budget"], sort=False, dropna=False)
@@ -250,9 +263,8 @@ def rows_of(table: pd.DataFrame) -> str:
     by_error = sorted(rows.items(), key=lambda pair: pair[1][columns[0]].mean if columns[0] in pair[1] else np.inf)
     for (method, _), cells in by_error:
         cost = [f"{cells[kind, ''].mean:.4g}" for kind in ("evaluations", "backward")]
-        time = cells[TIME, ""].mean
         n, shown = int(cells["evaluations", ""].n), [shown_of(cells.get(key)) for key in columns]
-        lines.append(f"| {method} | {n} | " + " | ".join([*cost, "" if np.isnan(time) else f"{time:.2f}", *shown]) + " |")
+        lines.append(f"| {method} | {n} | " + " | ".join([*cost, *shown]) + " |")
     return "\n".join(lines)
 
 
@@ -268,16 +280,25 @@ def shown_of(row: Any) -> str:
     return f"{told} ({row.diff:+.{digits}f} ± {row.diff_se:.{digits}f})"
 
 
-def memory_table(peaks: dict[str, dict[str, dict[str, float]]]) -> str:
-    names = dict.fromkeys(name for rows in peaks.values() for name in rows)
-    head = [f"{model}: {what}" for model in peaks for what in ("MiB an image", f"images in {BUDGET} MiB")]
-    lines = [f"Peak memory above the model, inpainting, float32, from batches of {BATCHES[0]} and {BATCHES[1]}.", "",
-             "| method | " + " | ".join(head) + " |", "| --- " * (len(head) + 1) + "|"]  # fmt: skip
+def costs_table(costs: dict[str, dict[str, dict[str, float]]]) -> str:
+    names = dict.fromkeys(name for rows in costs.values() for name in rows)
+    head = [f"{model}: {what}" for model in costs for what in ("time", "MiB an image", f"images in {BUDGET} MiB")]
+    lines = [
+        f"Inpainting, {EVALUATIONS} evaluations, float32. Time: over that of as many bare evaluations, the median of "
+        f"{ROUNDS} interleaved runs of {BATCHES[0]} images. Memory: the peak above the model, from batches of "
+        f"{BATCHES[0]} and {BATCHES[1]}.",
+        "",
+        "| method | " + " | ".join(head) + " |",
+        "| --- " * (len(head) + 1) + "|",
+    ]
     for name in names:
-        cells = [f"{rows[name]['MiB an image']:.1f} | {rows[name]['largest batch']:.0f}" if name in rows else " | "
-                 for rows in peaks.values()]  # fmt: skip
+        cells = [costs_of(rows.get(name)) for rows in costs.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def costs_of(row: dict[str, float] | None) -> str:
+    return " | | " if row is None else f"{row['time']:.2f} | {row['MiB an image']:.1f} | {row['largest batch']:.0f}"
 
 
 def real_table(found: dict[str, dict[str, dict[str, float]]]) -> str:

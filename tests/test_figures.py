@@ -373,6 +373,7 @@ def test_the_table_to_choose_by(tmp_path, monkeypatch, capsys):
         "studies": [{"model": "mnist", "n": 2, "methods": ["newton", "identity", "bicubic"], "tasks": ["sr4"]}]
     }
     monkeypatch.setattr(module, "STUDIES", {"search": {"studies": [search]}, "bundled": bundled})
+    monkeypatch.setattr(module, "ROUNDS", 1)
     assert module.measure_peak("mnist", "identity", 1) > 0
     monkeypatch.setattr(module.memory, "in_a_process", lambda script, model, method, batch: int(batch) * 2**20)
     module.main(tmp_path, tmp_path / "runs", tmp_path / "records")

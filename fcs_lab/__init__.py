@@ -16,8 +16,9 @@ from fcs_lab.constraints import (
     upsample,
 )
 from fcs_lab.data import load_digits, load_emoji, load_garments
-from fcs_lab.denoisers import Denoiser, GaussianMixtureDenoiser, IdealDenoiser
+from fcs_lab.denoisers import Denoiser
 from fcs_lab.diagnosis import Diagnosis, Finding, diagnose
+from fcs_lab.exact import GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
 from fcs_lab.latent import LatentDenoiser, LatentInpainting, Layout
 from fcs_lab.layers import LayersResult, infer_layers

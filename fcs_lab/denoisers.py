@@ -1,4 +1,4 @@
-"""Denoisers x̂_0(x_t, t): any unconditional diffusers U-Net behind one call, and exact ones whose x̂_0 and J are known.
+"""Denoisers x̂_0(x_t, t): any unconditional diffusers U-Net behind one call. Exact ones are in `exact.py`.
 
 Everything downstream (constraints, directions, sampler, probes) sees a model only through `Denoiser`. What a network
 predicts (ε, v, x_0 or a flow's velocity) and in what precision it runs is dealt with here, once, at the border, and so is
@@ -8,25 +8,21 @@ what the lab asks of a model besides (`Model`): its images, its prompts, its lat
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fcs_lab.checks import check_tensor, describe, is_int, typed
-from fcs_lab.contexts import ordinary
 from fcs_lab.schedule import check_scheduler, is_flow
 
 __all__ = [
     "Denoiser",
-    "GaussianMixtureDenoiser",
-    "IdealDenoiser",
     "InpaintingDenoiser",
     "Model",
     "UNetDenoiser",
@@ -34,6 +30,7 @@ __all__ = [
     "alpha_bar_at",
     "as_model",
     "at_least_float32",
+    "check_shape",
     "estimate_x0",
     "forward_mode",
     "frozen",
@@ -309,7 +306,7 @@ def estimate_x0(prediction_type: str, x_t: Tensor, output: Tensor, signal: Tenso
     return output
 
 
-def _check_shape(denoiser: Denoiser, x_t: Tensor) -> None:
+def check_shape(denoiser: Denoiser, x_t: Tensor) -> None:
     if tuple(x_t.shape[1:]) != tuple(denoiser.shape):
         raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the model takes (B, {', '.join(map(str, denoiser.shape))})")
 
@@ -359,7 +356,7 @@ class UNetDenoiser:
         return self.unet.dtype
 
     def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        _check_shape(self, x_t)
+        check_shape(self, x_t)
         signal, noise = levels_at(self, t, x_t)
         with frozen(self.unet):
             output = self.unet(self._input(x_t).to(self.dtype), t).sample[:, : x_t.shape[1]].to(noise.dtype)
@@ -415,144 +412,6 @@ class InpaintingDenoiser(UNetDenoiser):
         if self._seen is None:
             return torch.cat([x_t, torch.ones_like(x_t[:, :1]), torch.zeros_like(x_t)], 1)
         return torch.cat([x_t, self._seen.to(x_t).expand(len(x_t), -1, -1, -1)], 1)
-
-
-class GaussianMixtureDenoiser:
-    """The exact denoiser of data x_0 ~ Σ_k w_k N(μ_k, Σ_k): x̂_0 = E[x_0 | x_t], with J in closed form.
-
-    Given component k, x_t is Gaussian with covariance S_k = ᾱ Σ_k + (1−ᾱ) I, and E[x_0 | x_t, k] is linear in x_t;
-    the components are weighted by their posterior probabilities. J = (√ᾱ_t / (1−ᾱ_t)) Cov[x_0 | x_t] is symmetric
-    and positive semi-definite (paper, the step from Tweedie's formula).
-
-    Args:
-        means: μ_k (K, C, H, W); gives dtype and device.
-        covariances: Σ_k as (K, D, D) with D = C·H·W, as K variances (K,), or as one variance (number).
-        weights: w_k (K,), positive; normalised to sum to 1. None: equal.
-        scheduler: The noise schedule. None: `DDIMScheduler(clip_sample=False)`, linear β, 1000 timesteps.
-
-    Raises:
-        ValueError: Shapes that do not agree, covariances that are not positive semi-definite, weights not positive.
-    """
-
-    @ordinary()
-    @typed
-    def __init__(
-        self,
-        means: Tensor,
-        covariances: Tensor | float = 0.0,
-        weights: Tensor | None = None,
-        scheduler: SchedulerMixin | None = None,
-    ):
-        if means.ndim < 2 or not means.is_floating_point():
-            raise ValueError(f"means has shape {tuple(means.shape)} and dtype {means.dtype}; expected floating (K, C, H, W)")
-        check_tensor("means", means, *means.shape)
-        self.shape, self.device, self.dtype = tuple(means.shape[1:]), means.device, means.dtype
-        self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
-        self.means = means.flatten(1)
-        K, D = self.means.shape
-        if isinstance(covariances, Tensor):
-            check_tensor("covariances", covariances, *covariances.shape)
-        elif not math.isfinite(covariances):
-            raise ValueError(f"covariances is {covariances}; expected a finite number")
-        covariances = torch.as_tensor(covariances, device=self.device, dtype=self.dtype)
-        if covariances.ndim == 3 and covariances.shape == (K, D, D):
-            # Σ_k = U diag(s) Uᵀ, once; S_k and its inverse then cost a rotation at every t.
-            self.spectrum, self.basis = torch.linalg.eigh(covariances)
-        elif covariances.shape in ((), (K,)):
-            self.spectrum, self.basis = covariances.expand(K).reshape(K, 1).expand(K, D), None
-        else:
-            raise ValueError(f"covariances has shape {tuple(covariances.shape)}; expected (), ({K},) or ({K}, {D}, {D})")
-        if self.spectrum.min() < -1e-9 * self.spectrum.abs().max():
-            raise ValueError(f"covariances has a negative eigenvalue ({self.spectrum.min():.3g}); expected none")
-        weights = self.means.new_ones(K) if weights is None else weights
-        if weights.shape != (K,) or not bool((weights > 0).all()):
-            raise ValueError(f"weights is {weights}; expected {K} positive numbers")
-        self.log_weights = (weights / weights.sum()).log().to(self.means)
-
-    @ordinary()
-    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        _check_shape(self, x_t)
-        probabilities, component_means, _ = self._posterior(x_t, t)
-        return torch.einsum("bk,bkd->bd", probabilities, component_means).reshape(x_t.shape)
-
-    @ordinary()
-    def covariance(self, x_t: Tensor, t: int) -> Tensor:
-        """Cov[x_0 | x_t], (B, D, D): within the components plus between them."""
-        _check_shape(self, x_t)
-        probabilities, component_means, spectrum = self._posterior(x_t, t)
-        within = torch.diag_embed(spectrum[0])
-        if self.basis is not None:
-            within = self.basis @ within @ self.basis.mT
-        centred = component_means - torch.einsum("bk,bkd->bd", probabilities, component_means)[:, None]
-        between = torch.einsum("bk,bki,bkj->bij", probabilities, centred, centred)
-        return torch.einsum("bk,kij->bij", probabilities, within) + between
-
-    def jacobian(self, x_t: Tensor, t: int) -> Tensor:
-        """J = ∂x̂_0/∂x_t, (B, D, D), in closed form: (√ᾱ_t/(1−ᾱ_t)) Cov[x_0 | x_t]."""
-        alpha_bar = alpha_bar_at(self, t, x_t)
-        return alpha_bar.sqrt() / (1 - alpha_bar) * self.covariance(x_t, t)
-
-    def _posterior(self, x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p(k | x_t) (B, K), E[x_0 | x_t, k] (B, K, D), and the eigenvalues of Cov[x_0 | x_t, k] (B or 1, K, D)."""
-        alpha_bar = alpha_bar_at(self, t, x_t).reshape(-1, 1, 1)
-        centred = x_t.flatten(1)[:, None] - alpha_bar.sqrt() * self.means  # (B, K, D)
-        if self.basis is not None:
-            centred = torch.einsum("kij,bki->bkj", self.basis, centred)  # to the eigenbasis
-        total = alpha_bar * self.spectrum + (1 - alpha_bar)  # eigenvalues of S_k
-        log_likelihood = -0.5 * (centred.square() / total + total.log()).sum(-1)
-        probabilities = torch.softmax(self.log_weights + log_likelihood, dim=-1)
-        shift = alpha_bar.sqrt() * self.spectrum / total * centred
-        if self.basis is not None:
-            shift = torch.einsum("kij,bkj->bki", self.basis, shift)
-        return probabilities, self.means + shift, self.spectrum * (1 - alpha_bar) / total
-
-
-class IdealDenoiser:
-    """The exact denoiser of a finite data set: x̂_0 = E[x_0 | x_t] when x_0 is one of `data`, all equally likely.
-
-    It is what a network trained without error on exactly these images would be, with
-    J = (√ᾱ_t / (1−ᾱ_t)) Cov[x_0 | x_t]. It can only reproduce its data.
-
-    Args:
-        data: (N, C, H, W) in [-1, 1]; gives dtype and device.
-        scheduler: As for `GaussianMixtureDenoiser`.
-    """
-
-    @ordinary()
-    @typed
-    def __init__(self, data: Tensor, scheduler: SchedulerMixin | None = None):
-        if data.ndim < 2 or len(data) == 0 or not data.is_floating_point():
-            raise ValueError(f"data has shape {tuple(data.shape)} and dtype {data.dtype}; expected floating (N, C, H, W)")
-        check_tensor("data", data, *data.shape)
-        self.shape, self.device, self.dtype = tuple(data.shape[1:]), data.device, data.dtype
-        self.scheduler = scheduler if scheduler is not None else DDIMScheduler(clip_sample=False)
-        self.data = data.flatten(1)
-
-    @ordinary()
-    def probabilities(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        """p(x_0 = data_i | x_t), (B, N)."""
-        alpha_bar = alpha_bar_at(self, t, x_t).reshape(-1, 1)
-        # −‖x_t − √ᾱ x_0‖² / (2 (1−ᾱ)) without the part that all images share.
-        fit = alpha_bar.sqrt() * (x_t.flatten(1) @ self.data.T) - alpha_bar / 2 * self.data.square().sum(1)
-        return torch.softmax(fit / (1 - alpha_bar), dim=-1)
-
-    @ordinary()
-    def __call__(self, x_t: Tensor, t: int | Tensor) -> Tensor:
-        _check_shape(self, x_t)
-        return (self.probabilities(x_t, t) @ self.data).reshape(x_t.shape)
-
-    @ordinary()
-    def covariance(self, x_t: Tensor, t: int) -> Tensor:
-        """Cov[x_0 | x_t], (B, D, D)."""
-        _check_shape(self, x_t)
-        probabilities = self.probabilities(x_t, t)
-        weighted = probabilities.sqrt()[..., None] * (self.data - (probabilities @ self.data)[:, None])  # (B, N, D)
-        return weighted.mT @ weighted
-
-    def jacobian(self, x_t: Tensor, t: int) -> Tensor:
-        """J = ∂x̂_0/∂x_t, (B, D, D), in closed form: (√ᾱ_t/(1−ᾱ_t)) Cov[x_0 | x_t]."""
-        alpha_bar = alpha_bar_at(self, t, x_t)
-        return alpha_bar.sqrt() / (1 - alpha_bar) * self.covariance(x_t, t)
 
 
 _ONE_AT_A_TIME = threading.RLock()

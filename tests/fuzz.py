@@ -365,11 +365,11 @@ def calls() -> dict[str, tuple]:
         "data.read_cifar10": (data.read_cifar10, {"path": folder, "size": value(32)}),
         "data.read_mnist": (data.read_mnist, {"folder": folder, "split": value("train")}),
         "data.read_fashion_mnist": (data.read_fashion_mnist, {"folder": folder, "split": value("train")}),
-        "denoisers.GaussianMixtureDenoiser": (
+        "exact.GaussianMixtureDenoiser": (
             exact(fcs_lab.GaussianMixtureDenoiser),
             {"means": lambda: noise(2, 1, 2, 2), "covariances": value(0.1), "weights": value(None), "scheduler": scheduler},
         ),
-        "denoisers.IdealDenoiser": (
+        "exact.IdealDenoiser": (
             exact(fcs_lab.IdealDenoiser),
             {"data": lambda: noise(3, 1, 2, 2), "scheduler": scheduler},
         ),
@@ -983,6 +983,7 @@ NOT_CALLED = {
             "contexts.ordinary",
             "contexts.own_copy",
             "denoisers.at_least_float32",
+            "denoisers.check_shape",
             "denoisers.estimate_x0",
             "denoisers.forward_mode",
             "denoisers.frozen",

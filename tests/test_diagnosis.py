@@ -6,8 +6,8 @@ import torch
 from diffusers import DDIMScheduler
 
 import fcs_lab
-from fcs_lab.denoisers import GaussianMixtureDenoiser
 from fcs_lab.directions import CountedDenoiser
+from fcs_lab.exact import GaussianMixtureDenoiser
 from fcs_lab.latent import LatentInpainting
 from fcs_lab.study.tasks import pose
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fcs_lab
-from fcs_lab.denoisers import IdealDenoiser
+from fcs_lab.exact import IdealDenoiser
 from fcs_lab.failures import CASES, completed_modes, run_case, shared_half
 
 

@@ -20,7 +20,8 @@ from fcs_lab.denoisers import Denoiser
 from fcs_lab.diagnosis import Diagnosis, Finding, diagnose
 from fcs_lab.exact import GaussianMixtureDenoiser, IdealDenoiser
 from fcs_lab.images import to_pil, to_tensor
-from fcs_lab.latent import LatentDenoiser, LatentInpainting, Layout
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.latent_space import LatentInpainting, Layout
 from fcs_lab.layers import LayersResult, infer_layers
 from fcs_lab.sampler import Result, sample
 from fcs_lab.sensitivity import SensitivityMap

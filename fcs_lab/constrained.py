@@ -32,7 +32,7 @@ from fcs_lab.denoisers import at_least_float32, estimate_x0, prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS, FD_STEP
 from fcs_lab.families import family_of, what_it_takes
 from fcs_lab.fast import FAST_NEEDS, FAST_STEPS, fast, fast_plan
-from fcs_lab.latent import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
+from fcs_lab.latent_space import Decoded, LatentInpainting, LatentSpace, Layout, layout_of, network_of
 from fcs_lab.sampler import Result, Settings, StepSize, check_preset, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite

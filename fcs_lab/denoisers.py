@@ -2,7 +2,7 @@
 
 Everything downstream (constraints, directions, sampler, probes) sees a model only through `Denoiser`. What a network
 predicts (ε, v, x_0 or a flow's velocity) and in what precision it runs is dealt with here, once, at the border, and so is
-what the lab asks of a model besides (`Model`): its images, its prompts, its latent space, of which `latent.py` has more.
+what the lab asks of a model besides (`Model`): its images, its prompts, its latent space (more in `latent_space.py`).
 """
 
 from __future__ import annotations

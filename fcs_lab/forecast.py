@@ -15,7 +15,7 @@ from fcs_lab.checks import check_count
 from fcs_lab.constrained import check_pipeline, constrained
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.directions import EVALUATIONS
-from fcs_lab.latent import network_of
+from fcs_lab.latent_space import network_of
 
 __all__ = ["Forecast", "forecast", "seconds_of_an_evaluation"]
 

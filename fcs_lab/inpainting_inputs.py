@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcs_lab.checks import check_count, check_tensor, describe, refuse_meta
-from fcs_lab.latent import LatentSpace
+from fcs_lab.latent_space import LatentSpace
 
 __all__ = ["Preparation", "processor"]
 

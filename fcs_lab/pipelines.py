@@ -20,7 +20,8 @@ from fcs_lab.constraints import Constraint, Inpainting
 from fcs_lab.directions import EVALUATIONS
 from fcs_lab.families import family_of, takes_a_callback, takes_an_interrupt, what_it_takes
 from fcs_lab.inpainting_inputs import Preparation, processor
-from fcs_lab.latent import Decoded, LatentDenoiser, LatentInpainting, check_channels, network_of
+from fcs_lab.latent import LatentDenoiser, check_channels
+from fcs_lab.latent_space import Decoded, LatentInpainting, network_of
 from fcs_lab.sampler import Result, StepSize, sample
 from fcs_lab.zoo import load_pipeline, own_schedule, quiet
 

@@ -28,7 +28,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import fcs_lab
 from fcs_lab.denoisers import Denoiser
-from fcs_lab.latent import LatentDenoiser, LatentInpainting
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.latent_space import LatentInpainting
 from fcs_lab.plots import Figure
 from fcs_lab.records import save_figure
 from fcs_lab.training.fashion import make_tokenizer

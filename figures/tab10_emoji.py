@@ -32,7 +32,8 @@ from torch import Tensor
 import fcs_lab
 from fcs_lab.data import example_images
 from fcs_lab.directions import FD_STEP, norm_inf
-from fcs_lab.latent import Decoded, in_latents
+from fcs_lab.latent import in_latents
+from fcs_lab.latent_space import Decoded
 from fcs_lab.metrics import masked_mse, psnr
 from fcs_lab.probes import JacobianOperator, measure_fd_error, measure_linear_reach, measure_symmetry
 from fcs_lab.records import save_record

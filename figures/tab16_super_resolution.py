@@ -14,7 +14,8 @@ from torch import Tensor
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
-from fcs_lab.latent import Decoded, LatentDenoiser
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.latent_space import Decoded
 from fcs_lab.metrics import data_consistency, psnr
 from fcs_lab.records import save_record
 

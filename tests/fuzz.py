@@ -225,6 +225,7 @@ def calls() -> dict[str, tuple]:
         forecast,
         images,
         latent,
+        latent_space,
         metrics,
         plots,
         probes,
@@ -419,8 +420,8 @@ def calls() -> dict[str, tuple]:
         "images.read_image": (images.read_image, {"source": lambda: Image.new("L", (8, 8))}),
         "images.fit_image": (images.fit_image, {"source": lambda: Image.new("L", (9, 8)), "shape": value((1, 8, 8))}),
         "images.fit_mask": (images.fit_mask, {"source": lambda: Image.new("L", (9, 8)), "shape": value((8, 8))}),
-        "latent.LatentInpainting": (
-            latent.LatentInpainting,
+        "latent_space.LatentInpainting": (
+            latent_space.LatentInpainting,
             {
                 "image": lambda: noise(1, 3, 32, 32),
                 "mask": lambda: right(32),
@@ -428,8 +429,8 @@ def calls() -> dict[str, tuple]:
                 "keep_known": value(False),
             },
         ),
-        "latent.Decoded": (
-            latent.Decoded,
+        "latent_space.Decoded": (
+            latent_space.Decoded,
             {"task": lambda: half(32, 3), "model": latent_model, "derivative": value("backward")},
         ),
         "latent.LatentDenoiser": (
@@ -1006,12 +1007,12 @@ NOT_CALLED = {
             "families.what_it_takes",
             "inpainting_inputs.Preparation",
             "inpainting_inputs.processor",
-            "latent.LatentSpace",
-            "latent.Layout",
+            "latent_space.LatentSpace",
+            "latent_space.Layout",
             "latent.check_base_model",
             "latent.check_channels",
-            "latent.layout_of",
-            "latent.network_of",
+            "latent_space.layout_of",
+            "latent_space.network_of",
             "probes.jacobian.check_direction",
             "probes.jacobian.check_point",
             "probes.jacobian.check_vector",

@@ -30,7 +30,7 @@ from fcs_lab import families, sampler
 from fcs_lab.families import FAMILIES as PROVED
 from fcs_lab.families import family_of, takes_an_interrupt
 from fcs_lab.forecast import forecast
-from fcs_lab.latent import LatentInpainting, LatentSpace, network_of
+from fcs_lab.latent_space import LatentInpainting, LatentSpace, network_of
 from fcs_lab.widgets import FamilyMenu
 from fcs_lab.zoo import WEIGHTS
 

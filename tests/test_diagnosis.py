@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 import fcs_lab
 from fcs_lab.directions import CountedDenoiser
 from fcs_lab.exact import GaussianMixtureDenoiser
-from fcs_lab.latent import LatentInpainting
+from fcs_lab.latent_space import LatentInpainting
 from fcs_lab.study.tasks import pose
 
 DATA = {"mnist": fcs_lab.load_digits, "fashion": fcs_lab.load_garments, "emoji": fcs_lab.load_emoji}

@@ -22,7 +22,8 @@ import fcs_lab
 from fcs_lab import zoo
 from fcs_lab.denoisers import UNetDenoiser
 from fcs_lab.directions import CountedDenoiser, gradient, newton, newton_jvp
-from fcs_lab.latent import Decoded, LatentDenoiser, LatentInpainting, in_latents
+from fcs_lab.latent import LatentDenoiser, in_latents
+from fcs_lab.latent_space import Decoded, LatentInpainting
 
 F64 = torch.float64
 LAYOUTS = {"sd": tiny.sd, "sd21": tiny.sd21, "sdxl": tiny.sdxl, "sd3": tiny.sd3}

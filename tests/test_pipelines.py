@@ -13,7 +13,8 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 import fcs_lab
-from fcs_lab.latent import LatentDenoiser, LatentInpainting
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.latent_space import LatentInpainting
 from fcs_lab.pipelines import FastConstrainedPipeline
 
 DDIM = DDIMScheduler(**tiny.SD15, clip_sample=False, set_alpha_to_one=False)

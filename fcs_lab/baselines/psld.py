@@ -14,7 +14,8 @@ from fcs_lab.constraints import Constraint, needs
 from fcs_lab.contexts import own_copy
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.directions import gradient
-from fcs_lab.latent import Decoded, LatentDenoiser
+from fcs_lab.latent import LatentDenoiser
+from fcs_lab.latent_space import Decoded
 from fcs_lab.sampler import Result, check_task
 from fcs_lab.trace import Watch
 

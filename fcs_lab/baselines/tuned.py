@@ -14,7 +14,7 @@ from fcs_lab.baselines.frame import Peer, clipped, run
 from fcs_lab.checks import check_number, describe
 from fcs_lab.constraints import Inpainting, for_channels
 from fcs_lab.denoisers import InpaintingDenoiser
-from fcs_lab.latent import network_of
+from fcs_lab.latent_space import network_of
 from fcs_lab.sampler import Result, check_task
 from fcs_lab.trace import Watch
 

@@ -25,7 +25,7 @@ from fcs_lab.constraints import Constraint
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.directions import EVALUATIONS, FD_STEP, CountedDenoiser, Differentiation, newton, norm_inf, unit
-from fcs_lab.latent import LatentInpainting
+from fcs_lab.latent_space import LatentInpainting
 from fcs_lab.sampler import Settings, StepSize, check_task
 from fcs_lab.trace import Watch
 

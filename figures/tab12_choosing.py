@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,7 +49,7 @@ COLUMNS = {  # of the written table: metric and part, what it is called
 WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
 """What is left out where there is a hidden part."""
 MEASURED = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
-BATCHES, EVALUATIONS, ROUNDS, BUDGET = (8, 24), 12, 3, 1024
+BATCHES, EVALUATIONS, ROUNDS, BUDGET = (8, 24), 8, 3, 1024
 """Of the costs: two batches, whose difference in memory is what an image takes; MiB."""
 REAL, DRAWS = (16, 32, 64, 128), 20
 FIGURES = Path(__file__).parent
@@ -195,18 +196,21 @@ def costs(name: str) -> dict[str, dict[str, float]]:
             own.append((middle - start) / (time.perf_counter() - middle))
     found = {}
     for method, own in tqdm(ratios.items(), desc=f"memory, {name}"):
-        least, most = (memory.in_a_process(__file__, name, method, str(batch)) for batch in BATCHES)
+        least, most = memory.in_a_process(__file__, name, method)
         each = (most - least) / (BATCHES[1] - BATCHES[0])
         largest = (BUDGET * 2**20 - least) // each + BATCHES[0]
         found[method] = {"time": median(own), "MiB an image": each / 2**20, "largest batch": largest}
     return found
 
 
-def measure_peak(name: str, method: str, batch: int) -> int:
-    """What a run adds to the memory at its peak, above the loaded model."""
-    denoiser, run = inpainting(name, batch)
-    bare(denoiser, 1, 1)
-    return memory.peak(denoiser.device, lambda: run(method, EVALUATIONS))
+def measure_peaks(name: str, method: str) -> list[int]:
+    """What a run of each of `BATCHES` adds to the memory at its peak, above the loaded model."""
+    peaks = []
+    for batch in BATCHES:  # the small one first
+        denoiser, run = inpainting(name, batch)
+        bare(denoiser, 1, 1)
+        peaks.append(memory.peak(denoiser.device, partial(run, method, EVALUATIONS)))
+    return peaks
 
 
 def between_real() -> dict[str, dict[str, dict[str, float]]]:
@@ -342,10 +346,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIGURES / "output")
     parser.add_argument("--dry-run", action="store_true", help="only say what is left to do, and how long it takes")
-    parser.add_argument("--peak", nargs=3, metavar=("MODEL", "METHOD", "BATCH"), help="only print one peak, in bytes")
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help="only print a method's peaks, in bytes")
     asked = parser.parse_args()
     if asked.peak:
-        print(measure_peak(*asked.peak[:2], int(asked.peak[2])))
+        print(measure_peaks(*asked.peak))
     elif asked.dry_run:
         left()
     else:

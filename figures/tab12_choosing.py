@@ -237,9 +237,9 @@ def markdown(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> str:
         "Means ± standard errors over n images (of emoji clustered by concept); in brackets the difference to "
         "newton at the same budget, image by image. Rows are sorted by the squared error. Loss: the model's own "
         "denoising loss on the image, low is plausible. Named: the share that a classifier names as it names the "
-        "truth. FID and KID are of the classifier's features; see at the "
-        "end what they are of real pictures. The settings are the methods' own where the row does not say; the grid "
-        "that they were chosen from stands at the end."
+        "truth. FID and KID are of the classifier's features, to the same images' truths, so that they can be below "
+        "those of other real pictures; see at the end what they are of real pictures. The settings are the methods' "
+        "own where the row does not say; the grid that they were chosen from stands at the end."
     ]
     for name, table in tables.items():
         study = studies[name]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from fcs_lab.checks import typed
+from fcs_lab.plots import Figure
 
 __all__ = ["plot_differences", "plot_trade_off", "values_of"]
 
@@ -126,6 +127,9 @@ def plot_trade_off(
             axes.annotate(_label(row), (row.price, row.mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
         axes.set(xlabel=label, title=task)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(f"{metric}, {rows.part.fillna('').iloc[0]} ± a standard error")
     return figure

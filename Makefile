@@ -31,7 +31,7 @@ figures: .venv/.installed
 	  echo "$$(($$(date +%s) - start)) s: $$(tail -n 1 $$log)"; rm $$log'
 
 tables: .venv/.installed
-	@echo "from nothing, on one core: tab09 2.5 hours, tab10 3.5, all others but tab12 about 3; each goes on where it was stopped"
+	@echo "from nothing, tab09, tab10 and tab12 take hours each; tab07 to tab13 go on where they were stopped"
 	@$(BIN)/python figures/tab12_choosing.py --dry-run | sed 's/^/tab12, /'
 	@set -e; for script in figures/tab*.py; do start=$$(date +%s); echo "== $$script"; \
 	  $(BIN)/python $$script; echo "== $$script: $$(($$(date +%s) - start)) s"; done

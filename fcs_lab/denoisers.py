@@ -307,6 +307,11 @@ def estimate_x0(prediction_type: str, x_t: Tensor, output: Tensor, signal: Tenso
 
 
 def check_shape(denoiser: Denoiser, x_t: Tensor) -> None:
+    """That x_t is (B, *shape) of the denoiser's shape.
+
+    Raises:
+        ValueError: It is not.
+    """
     if tuple(x_t.shape[1:]) != tuple(denoiser.shape):
         raise ValueError(f"x_t has shape {tuple(x_t.shape)}; the model takes (B, {', '.join(map(str, denoiser.shape))})")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -40,11 +42,12 @@ def values_of(table: pd.DataFrame, task: str, metric: str, part: str | None = No
         if value not in known:
             raise ValueError(f"{name} is {value!r}; the table has {', '.join(map(str, known))}")
         table = table[table[name] == value]
-    parts = list(dict.fromkeys(table.part.fillna("")))
+    table = table.assign(part=table.part.fillna(""))  # "" of costs, which a CSV reads as nothing
+    parts = list(dict.fromkeys(table.part))
     part = part if part is not None else "hidden" if "hidden" in parts else parts[0]
     if part not in parts:
         raise ValueError(f"part is {part!r}; {metric} on {task} has {', '.join(map(repr, parts))}")
-    return table[table.part.fillna("") == part].sort_values("mean", ascending=metric in LOWER)
+    return table[table.part == part].sort_values("mean", ascending=metric in LOWER)
 
 
 @typed
@@ -59,7 +62,7 @@ def plot_differences(table: pd.DataFrame, task: str, metric: str, part: str | No
         ValueError: As for `values_of`.
     """
     rows = values_of(table, task, metric, part).iloc[::-1]
-    part = rows.part.fillna("").iloc[0]
+    part = rows.part.iloc[0]
     figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(rows)), layout="constrained")
     axes = figure.subplots()
     compared = rows["diff"].notna()
@@ -131,9 +134,9 @@ def plot_trade_off(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(f"{metric}, {rows.part.fillna('').iloc[0]} ± a standard error")
+    figure.axes[0].set_ylabel(f"{metric}, {rows.part.iloc[0]} ± a standard error")
     return figure
 
 
-def _label(row) -> str:
+def _label(row: Any) -> str:
     return row.method + ("" if pd.isna(row.budget) else f", {int(row.budget)}")

@@ -11,7 +11,6 @@ pictures that are all real, by how many there are.
 import argparse
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,20 +22,20 @@ import numpy as np
 import pandas as pd
 import torch
 from cells import kept
+from tab02_speed import MODELS, bare_evaluations, half_hidden, seconds, seeds
 from tqdm.auto import tqdm
 
 import fcs_lab
 from fcs_lab.baselines import BUDGETS, METHODS, budget
 from fcs_lab.classifier import load_classifier
-from fcs_lab.denoisers import Model, as_model
 from fcs_lab.records import save_record
 from fcs_lab.study import records
-from fcs_lab.study.config import Study, read_studies
+from fcs_lab.study.config import Entry, Study, evaluations_of, read_studies
 from fcs_lab.study.measures import set_distances
 from fcs_lab.study.run import dry_run, outcome
 from fcs_lab.study.store import Store
+from fcs_lab.study.subject import JUDGES
 from fcs_lab.study.tables import summary
-from fcs_lab.study.tasks import pose
 
 STUDIES = {"search": "search", "bundled": "bundled"}
 SEED = 0
@@ -49,10 +48,9 @@ COLUMNS = {  # of the written table: metric and part, what it is called
 WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
 """What is left out where there is a hidden part."""
 COSTED = ("mnist",)
-MEASURED = {"mnist": (fcs_lab.load_digits, "digits"), "fashion": (fcs_lab.load_garments, "garments")}
 BATCHES, EVALUATIONS, ROUNDS, BUDGET = (8, 24), 8, 3, 1024
 """Of the costs: two batches, whose difference in memory is what an image takes; MiB."""
-REAL, DRAWS = (16, 32, 64, 128), 20
+REAL, REAL_OF, DRAWS = (16, 32, 64, 128), tuple(MODELS), 20
 FIGURES = Path(__file__).parent
 RUNS, ARCHIVES = FIGURES.parent / "runs" / "tab12", FIGURES / "records"
 
@@ -110,16 +108,16 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def pack(folder: Path, archive: Path) -> None:
     """What a results folder has measured, without its pictures; the same bytes for the same files."""
-    partial = archive.with_suffix(".part")
+    unfinished = archive.with_suffix(".part")
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(partial, "w:xz", preset=9) as tar:
+    with tarfile.open(unfinished, "w:xz", preset=9) as tar:
         for path in sorted(folder.rglob("*.json*")):
             told = tar.gettarinfo(path, path.relative_to(folder))
             told.mtime = told.uid = told.gid = 0
             told.uname = told.gname = ""
             with path.open("rb") as file:
                 tar.addfile(told, file)
-    partial.replace(archive)
+    unfinished.replace(archive)
 
 
 def begun(study: Study, folder: Path) -> pd.DataFrame:
@@ -164,37 +162,25 @@ def methods_of(name: str) -> list[str]:
     return [method for method in dict.fromkeys(names) if method in BUDGETS and method != "tuned"]
 
 
-def inpainting(name: str, batch: int) -> tuple[Model, Callable[[str, int], fcs_lab.Result]]:
-    """A model's bare denoiser, and what inpaints so many pictures: (method, evaluations) -> result."""
-    model, truth = fcs_lab.load(name), MEASURED[name][0](batch)[0]
-    task = pose("right-half", truth, range(batch)).constraint
+def inpainting(name: str, batch: int) -> tuple[fcs_lab.Denoiser, Callable[[str], fcs_lab.Result]]:
+    """A model, and what inpaints so many pictures with `EVALUATIONS`: method -> result."""
+    model, task = fcs_lab.load(name), half_hidden(name, batch)
 
-    def run(method: str, evaluations: int) -> fcs_lab.Result:
-        generators = [torch.Generator().manual_seed(SEED + i) for i in range(batch)]
-        settings = budget(method, evaluations)
-        return METHODS[method](model, task, batch_size=batch, generator=generators, progress=False, **settings)
+    def run(method: str) -> fcs_lab.Result:
+        settings = budget(method, EVALUATIONS)
+        return METHODS[method](model, task, batch_size=batch, generator=seeds(batch), progress=False, **settings)
 
-    return as_model(model).snapshot(), run
-
-
-@torch.no_grad()
-def bare(denoiser: Model, batch: int, count: int) -> None:
-    x = torch.randn(batch, *denoiser.shape, device=denoiser.device)
-    for _ in range(count):
-        denoiser(x, 500)
+    return model, run
 
 
 def costs(name: str) -> dict[str, dict[str, float]]:
     """Of each method the time, over as many bare evaluations; MiB above the model for an image more; the largest batch."""
-    denoiser, run = inpainting(name, BATCHES[0])
+    model, run = inpainting(name, BATCHES[0])
     ratios: dict[str, list[float]] = {method: [] for method in methods_of(name)}
     for _ in tqdm(range(ROUNDS), desc=f"times, {name}"):
         for method, own in ratios.items():
-            start = time.perf_counter()
-            result = run(method, EVALUATIONS)
-            middle = time.perf_counter()
-            bare(denoiser, BATCHES[0], result.nfe)
-            own.append((middle - start) / (time.perf_counter() - middle))
+            made = evaluations_of(Entry(method, budget(method, EVALUATIONS), EVALUATIONS, None, method))
+            own.append(seconds(run, method) / seconds(bare_evaluations, model, BATCHES[0], made))
     found = {}
     for method, own in tqdm(ratios.items(), desc=f"memory, {name}"):
         least, most = memory.in_a_process(__file__, name, method)
@@ -208,17 +194,18 @@ def measure_peaks(name: str, method: str) -> list[int]:
     """What a run of each of `BATCHES` adds to the memory at its peak, above the loaded model."""
     peaks = []
     for batch in BATCHES:  # the small one first
-        denoiser, run = inpainting(name, batch)
-        bare(denoiser, 1, 1)
-        peaks.append(memory.peak(denoiser.device, partial(run, method, EVALUATIONS)))
+        model, run = inpainting(name, batch)
+        bare_evaluations(model, 1, 1)
+        peaks.append(memory.peak(model.device, partial(run, method)))
     return peaks
 
 
 def between_real() -> dict[str, dict[str, dict[str, float]]]:
     """FID and KID of n pictures against n others, all real: mean and standard deviation over the draws."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for model, (pictures, judge) in MEASURED.items():
-        truth, features, rng = pictures(256)[0], load_classifier(judge).features, np.random.default_rng(SEED)
+    for model in REAL_OF:
+        truth, features = MODELS[model](256)[0], load_classifier(JUDGES[model]).features
+        rng = np.random.default_rng(SEED)
         found[model] = {}
         for n in REAL:
             values = []
@@ -276,7 +263,7 @@ def rows_of(table: pd.DataFrame) -> str:
 def shown_of(row: Any) -> str:
     if row is None:
         return ""
-    if row.metric in ("named",):
+    if row.metric == "named":
         return f"{row.mean:.0%} ± {row.se:.0%}"
     digits = 4 if abs(row.mean) < 0.1 else 3
     told = f"{row.mean:.{digits}f}" + ("" if np.isnan(row.se) else f" ± {row.se:.{digits}f}")

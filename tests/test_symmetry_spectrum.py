@@ -160,6 +160,7 @@ def test_an_exact_denoiser_is_positive_semi_definite(mixture, ideal, t):
         assert np.allclose(spectrum.symmetric, truth, atol=1e-8 * truth[0])
         assert np.allclose(np.sort(spectrum.eigenvalues.real), truth[::-1], atol=1e-8 * truth[0])
         assert spectrum.skew[0] < 1e-10 * truth[0]
+        assert spectrum.negative_fraction == 0 or denoiser is ideal, "the mixture's J has full rank"
         assert spectrum.symmetric.min() > -1e-10 * truth[0], "J's own rounding, which depends on the processor"
         arnoldi = measure_spectrum(J, k=4, tol=1e-8)
         assert arnoldi.exact == (denoiser is mixture), "six dimensions are few"

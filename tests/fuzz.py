@@ -912,9 +912,9 @@ SAME = "as another that is here"
 NOT_CALLED = {
     **dict.fromkeys(
         (
-            "study.choosing.plot_differences",
-            "study.choosing.plot_trade_off",
-            "study.choosing.values_of",
+            "study.plots.plot_differences",
+            "study.plots.plot_trade_off",
+            "study.plots.values_of",
             "study.config.Entry",
             "study.config.Study",
             "study.config.read_studies",

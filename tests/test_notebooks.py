@@ -1,6 +1,8 @@
 """Every notebook is committed without outputs, has the same frame, runs top to bottom without a display, and its prose says
 no number that its cells, or a file that it links, do not say too."""
 
+import ast
+import importlib
 import os
 import re
 from pathlib import Path
@@ -35,6 +37,17 @@ def test_opens_with_what_one_will_be_able_to_do_and_closes_with_exercises(path):
     assert numbers and numbers == [str(i + 1) for i in range(len(solutions))]
     for number, cell in zip(numbers, solutions, strict=True):
         assert cell.metadata == FOLDED and cell.source.startswith(f"# Solution {number}")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_what_there_is(path):
+    """Found in a second, before a notebook runs for minutes."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ():
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not missing, f"{node.module} has no {missing}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

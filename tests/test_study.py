@@ -21,9 +21,9 @@ from PIL import Image
 
 import fcs_lab
 from fcs_lab.study import dry_run, read_study, records, run
-from fcs_lab.study.choosing import plot_differences, plot_trade_off, values_of
 from fcs_lab.study.config import evaluations_of, read_studies
 from fcs_lab.study.measures import measure, set_distances
+from fcs_lab.study.plots import plot_differences, plot_trade_off, values_of
 from fcs_lab.study.run import Worker, outcome
 from fcs_lab.study.store import Full, Store, cells_of
 from fcs_lab.study.subject import Images, Subject

@@ -1,4 +1,4 @@
-"""The two pictures of a study: quality against what it costs, and the first images of every method."""
+"""A study as pictures: its two files, and its table (`table.csv`, or the figures' `tab12_choosing.csv`) to choose by."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
+from fcs_lab.checks import typed
 from fcs_lab.plots import show
 from fcs_lab.study.config import Study
 from fcs_lab.study.store import Store, cells_of
 
+__all__ = ["plot_differences", "plot_trade_off", "values_of"]
+
 SHEET = 6
 """The images of a sheet."""
+LOWER = {"mse", "consistency", "cost", "seam", "realism", "lpips", "fid", "kid"}
+"""Metrics of which less is better; of the others (PSNR, SSIM, named, diversity) more is."""
 
 
 def pareto(table: pd.DataFrame, study: Study) -> Figure:
@@ -87,3 +93,130 @@ def png(figure: Figure, told: str) -> bytes:
     file = BytesIO()
     figure.savefig(file, dpi=150, metadata={"Description": told}, format="png")
     return file.getvalue()
+
+
+@typed
+def values_of(table: pd.DataFrame, task: str, metric: str, part: str | None = None) -> pd.DataFrame:
+    """The rows of one metric on one task.
+
+    Args:
+        table: Long form: columns method, task, budget, metric, part, n, mean, se, diff, diff_se.
+        task: One of the table's.
+        metric: One that the task has.
+        part: "hidden", "known", "all", or "" of costs. None: "hidden" where there is one, or else the only one.
+
+    Returns:
+        The table's rows, the best first.
+
+    Raises:
+        ValueError: The table has no such task, metric or part, with those that there are.
+    """
+    columns = {"method", "task", "budget", "metric", "part", "n", "mean", "se", "diff", "diff_se"}
+    if not columns <= set(table.columns):
+        raise ValueError(
+            f"table has no columns {sorted(columns - set(table.columns))}; expected a study's table in long form"
+        )
+    for name, value in (("task", task), ("metric", metric)):
+        known = list(dict.fromkeys(table[name]))
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; the table has {', '.join(map(str, known))}")
+        table = table[table[name] == value]
+    table = table.assign(part=table.part.fillna(""))  # "" of costs, which a CSV reads as nothing
+    parts = list(dict.fromkeys(table.part))
+    part = part if part is not None else "hidden" if "hidden" in parts else parts[0]
+    if part not in parts:
+        raise ValueError(f"part is {part!r}; {metric} on {task} has {', '.join(map(repr, parts))}")
+    return table[table.part == part].sort_values("mean", ascending=metric in LOWER)
+
+
+@typed
+def plot_differences(table: pd.DataFrame, task: str, metric: str, part: str | None = None) -> Figure:
+    """What every method differs by from the one that the table compares with, ± two standard errors; the best on top.
+
+    Args:
+        table: As for `values_of`; of one study.
+        task, metric, part: As for `values_of`.
+
+    Raises:
+        ValueError: As for `values_of`.
+    """
+    rows = values_of(table, task, metric, part).iloc[::-1]
+    part = rows.part.iloc[0]
+    figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    compared = rows["diff"].notna()
+    y = pd.Series(range(len(rows)), rows.index)
+    good = (rows["diff"] < 0) == (metric in LOWER)
+    clear = rows["diff"].abs() > 2 * rows.diff_se
+    for which, colour, marker, label in (
+        (compared & clear & good, "#0072B2", "o", "better by more than two standard errors"),
+        (compared & ~clear, "0.5", "s", "not told apart"),
+        (compared & clear & ~good, "#D55E00", "v", "worse by more than two"),
+    ):
+        if which.any():
+            axes.errorbar(
+                rows["diff"][which],
+                y[which],
+                xerr=2 * rows.diff_se[which],
+                fmt=marker,
+                ms=5,
+                lw=1.2,
+                color=colour,
+                label=label,
+            )
+    axes.plot([0] * int((~compared).sum()), y[~compared], "kD", ms=5)
+    axes.axvline(0, color="k", lw=0.8)
+    axes.set_yticks(y, [_label(row) for row in rows.itertuples()], fontsize=8)
+    better = "left" if metric in LOWER else "right"
+    axes.set_xlabel(f"{metric}{f', {part}' if part else ''}: less that of ◆ ({better} is better)")
+    axes.set_title(f"{task}, n = {int(rows.n.max())}")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    return figure
+
+
+@typed
+def plot_trade_off(
+    table: pd.DataFrame,
+    task: str,
+    metric: str,
+    against: dict[str, pd.Series],
+    part: str | None = None,
+) -> Figure:
+    """A metric against what it costs, a panel for each kind of cost; who is not beaten in both is named and joined.
+
+    Args:
+        table: As for `values_of`.
+        task, metric, part: As for `values_of`.
+        against: The label of a panel -> values indexed by (method, budget), a method's rows without a value are left out.
+
+    Raises:
+        ValueError: As for `values_of`.
+    """
+    rows = values_of(table, task, metric, part)
+    figure = Figure(figsize=(4.6 * len(against), 4.2), layout="constrained")
+    for axes, (label, costs) in zip(figure.subplots(1, len(against), squeeze=False)[0], against.items(), strict=True):
+        key = pd.MultiIndex.from_arrays([rows.method, rows.budget.astype("Int64")])
+        known = rows.assign(price=costs.reindex(key).to_numpy()).dropna(subset=["price"])
+        axes.errorbar(known.price, known["mean"], yerr=known.se, fmt="o", ms=4, lw=0.8, color="0.6")
+        best, front = None, []
+        for row in known.sort_values(["price", "mean"], ascending=[True, metric in LOWER]).itertuples():
+            if best is None or ((row.mean < best) if metric in LOWER else (row.mean > best)):
+                best = row.mean
+                front.append(row)
+        axes.plot([row.price for row in front], [row.mean for row in front], "o-", ms=5, color="#0072B2")
+        for i, row in enumerate(front):  # above and below in turn: neighbours on the front lie close
+            away = (4, -11 if i % 2 else 5)
+            axes.annotate(_label(row), (row.price, row.mean), xytext=away, textcoords="offset points", fontsize=8)
+        axes.set(xlabel=label, title=task)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"{metric}, {rows.part.iloc[0]} ± a standard error")
+    return figure
+
+
+def _label(row: Any) -> str:
+    return row.method + ("" if pd.isna(row.budget) else f", {int(row.budget)}")

@@ -915,6 +915,7 @@ NOT_CALLED = {
             "study.plots.plot_differences",
             "study.plots.plot_trade_off",
             "study.plots.values_of",
+            "widgets.study_table.StudyTable",
             "study.config.Entry",
             "study.config.Study",
             "study.config.read_studies",

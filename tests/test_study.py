@@ -29,6 +29,7 @@ from fcs_lab.study.store import Full, Store, cells_of
 from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import report, summary
 from fcs_lab.study.tasks import Posed, mask, pose
+from fcs_lab.widgets import StudyTable
 
 SMALL = {
     "model": "mnist",
@@ -457,6 +458,32 @@ def test_a_table_is_read_the_best_first_and_drawn():
         values_of(table.drop(columns="diff_se"), "box", "mse")
     with pytest.raises(TypeError, match="table"):
         values_of([1], "box", "mse")
+
+
+def test_the_menus_of_a_table():
+    """A choice keeps what it can of the others', and the picture is of what the menus say."""
+
+    def rows(study, task, metric):
+        both = pd.DataFrame({"method": ["newton", "dps"], "mean": [0.2, 0.1], "diff": [math.nan, -0.1]})
+        return both.assign(study=study, task=task, metric=metric, budget=60, part="hidden", n=4, se=0.1, diff_se=0.01)
+
+    table = pd.concat([rows("a", "box", "mse"), rows("a", "box", "ssim"), rows("a", "sr4", "ssim"), rows("b", "sr4", "mse")])
+    lab = StudyTable(table.reset_index(drop=True))
+
+    def shown():
+        axes = lab.figure.axes[0]
+        return lab.study.value, axes.get_title().partition(",")[0], axes.get_xlabel().partition(",")[0]
+
+    assert shown() == ("a", "box", "mse")
+    lab.task.value = "sr4"
+    assert shown() == ("a", "sr4", "ssim"), "the only one that the task has"
+    lab.study.value = "b"
+    assert shown() == ("b", "sr4", "mse")
+    lab.study.value = "a"
+    assert shown() == ("a", "sr4", "ssim"), "the task is kept"
+    assert len(StudyTable(rows("a", "box", "mse").drop(columns="study")).children[0].children) == 2, "no menu of one study"
+    with pytest.raises(ValueError, match="no differences"):
+        StudyTable(table.assign(diff=math.nan))
 
 
 def test_evaluations_are_told_before_they_are_made(tmp_path):

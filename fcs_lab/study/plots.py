@@ -9,12 +9,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from fcs_lab.checks import typed
-from fcs_lab.plots import show
+from fcs_lab.plots import Figure, show
 from fcs_lab.study.config import Study
 from fcs_lab.study.store import Store, cells_of
 

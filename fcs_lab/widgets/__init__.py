@@ -6,6 +6,7 @@ from fcs_lab.widgets.inpainting import InpaintingLab
 from fcs_lab.widgets.jacobian import JacobianLab
 from fcs_lab.widgets.layers import LayersLab
 from fcs_lab.widgets.sensitivity import SensitivityLab
+from fcs_lab.widgets.study_table import StudyTable
 from fcs_lab.widgets.super_resolution import SuperResolutionLab
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PixelPicker",
     "ScribblePainter",
     "SensitivityLab",
+    "StudyTable",
     "SuperResolutionLab",
 ]

@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What runs two at a time leaves each half of the cores.
 HALF = OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2))
 
-.PHONY: figures tables gpu test fuzz lab lint lock help
+.PHONY: figures tables gpu test fuzz lab lint docs lock help
 
 help:
 	@echo "make figures   regenerate every figure into figures/output/ (about ten minutes on two cores)"
@@ -14,6 +14,7 @@ help:
 	@echo "make fuzz      2,000 calls with a spoilt argument; SEED=1 and so on for others"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make lint      check style"
+	@echo "make docs      the public API as pages: docs/index.html"
 
 # The environment is made once, and again only when what it is made from changes.
 .venv/.installed: requirements.lock pyproject.toml
@@ -40,7 +41,7 @@ gpu: .venv/.installed
 	$(BIN)/python figures/gpu01_speed.py
 
 test: .venv/.installed
-	$(HALF) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(HALF) $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 --durations-min 10
 
 SEED ?= 0
 fuzz: .venv/.installed
@@ -52,6 +53,9 @@ lab: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: .venv/.installed
+	$(BIN)/pdoc --math -o docs fcs_lab
 
 # After a change of dependencies: every pin anew. Torch is pinned by version alone, so that a CPU, a CUDA or a Mac
 # build satisfies it; what only its CUDA build needs is left to pip.

@@ -1,6 +1,6 @@
-"""The families of diffusers pipelines that `constrained` is proved with, and the README's table of them.
+"""The families of diffusers pipelines that `constrained` is proved with, and the table of them.
 
-`python -m fcs_lab.families README.md` writes the table into the file; a test holds it against what the tests prove.
+`python -m fcs_lab.families notebooks/PIPELINES.md` writes it into the file; a test holds it against what the tests prove.
 """
 
 from __future__ import annotations

@@ -9,6 +9,13 @@ from diffusers import DDIMScheduler, UNet2DModel
 import fcs_lab
 from fcs_lab.denoisers import UNetDenoiser
 
+SLOW = ("test_figures", "test_browser", "test_notebooks")
+"""What takes minutes, and so comes last: a mistake shows in the first ones."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((i for i, name in enumerate(SLOW, 1) if item.path.stem.startswith(name)), 0))
+
 
 @pytest.fixture(scope="session")
 def mnist():

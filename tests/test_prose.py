@@ -1,4 +1,4 @@
-"""The check of numbers in prose can fail; and the README's numbers are in the files that its sections link."""
+"""The check of numbers in prose can fail; and the numbers of README and pages are in the files that their sections link."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 from prose import unsupported
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "notebooks/RESULTS.md", "notebooks/PIPELINES.md")}
+SECTIONS = {
+    f"{name}, {section.split(chr(10))[0]}": section
+    for name, text in PAGES.items()
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE)
+}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,6 @@ def test_a_linked_file_bears_it_out():
     assert unsupported(f"0.165 ± 0.013 ({link})") == [] and unsupported("0.165 ± 0.013") and unsupported(f"0.765 ({link})")
 
 
-@pytest.mark.parametrize("section", re.split(r"^(?=## )", README, flags=re.MULTILINE), ids=lambda text: text.split("\n")[0])
-def test_the_readme(section):
-    assert unsupported(section) == []
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_readme_and_its_pages(section):
+    assert unsupported(SECTIONS[section]) == []

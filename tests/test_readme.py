@@ -1,4 +1,4 @@
-"""The README's links lead somewhere, and its table of the reviewers' questions to cells that measure."""
+"""Every page's links lead somewhere, and the table of the reviewers' questions to cells that measure."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-QUESTIONS = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE)
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("notebooks/*.md"), *ROOT.glob("fcs_lab/**/*.md")]
+QUESTIONS = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", (ROOT / "notebooks" / "QUESTIONS.md").read_text(), re.MULTILINE)
 
 
 def sections(notebook: Path) -> dict[str, int]:
@@ -30,12 +30,21 @@ def test_there_are_nineteen_questions():
 
 @pytest.mark.parametrize(("question", "answer"), QUESTIONS, ids=lambda text: text[:40])
 def test_a_question_is_answered_by_a_cell_or_is_open(question, answer):
-    found = re.match(r"\[\w+\]\((notebooks/\w+\.ipynb)\), \*(.+?)\*(?=$|;)", answer)
+    found = re.match(r"\[\w+\]\((\w+\.ipynb)\), \*(.+?)\*(?=$|;)", answer)
     assert found or answer.startswith("**open**")
     if found:
-        assert sections(ROOT / found[1]).get(found[2]), f"no cell under {found[2]!r} in {found[1]}"
+        assert sections(ROOT / "notebooks" / found[1]).get(found[2]), f"no cell under {found[2]!r} in {found[1]}"
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", README)
-    assert len(targets) > 30 and not [target for target in targets if not (ROOT / target).exists()]
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub makes anchors of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or there.suffix != ".md" or anchor in anchors(there), f"{target}#{anchor}"

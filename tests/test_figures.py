@@ -15,6 +15,7 @@ from PIL import Image
 
 import fcs_lab
 from fcs_lab.classifier import load_classifier
+from fcs_lab.study.config import read_studies
 from fcs_lab.study.run import Outcome
 from fcs_lab.zoo import WEIGHTS
 
@@ -415,6 +416,22 @@ def test_a_setting_is_taken_where_it_is_better_beyond_the_noise(monkeypatch):
                       "part": "all" if task == "sr4" else "hidden", "value": values[i]} for i in range(there)]  # fmt: skip
     taken = {one["tasks"]: one["setting"] for one in choose(pd.DataFrame(rows)) if one["taken"]}
     assert taken == {"inpainting": "dps", "others": "dps (step_size = 8.0)"}
+
+
+@pytest.mark.parametrize("name", read_studies("bundled"))
+def test_the_large_study_has_the_settings_that_the_grid_took(name):
+    """Of the peers just these; Algorithm 1's directions stand there with their own as well. Emoji's are the garments'."""
+    study = read_studies("bundled")[name]
+    numbers = json.loads((OUTPUT / "tab12_choosing.json").read_text())["numbers"]
+    model = {"emoji": "fashion"}.get(study.model, study.model)
+    taken = [one for one in numbers["settings"] if one["taken"] and one["model"] == model]
+    for task in study.tasks:
+        kind = "inpainting" if task in ("right-half", "box", "free-form") else "others"
+        there = [entry for entry in study.methods if entry.tasks is None or task in entry.tasks]
+        for one in (one for one in taken if one["tasks"] == kind):
+            rows = {entry.told for entry in there if entry.name == one["method"]}
+            own = {one["method"]} if one["method"] in ("newton", "identity", "gradient") else {one["setting"]}
+            assert not rows or rows in (own, own | {one["setting"]}), (task, rows)
 
 
 def test_the_table_of_what_the_notebooks_say(tmp_path, monkeypatch):

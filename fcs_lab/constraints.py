@@ -1,7 +1,7 @@
 """Constraints: each turns the estimate x̂_0 into a cost C(x̂_0) and the error direction e = −∂C/∂x̂_0.
 
 "e depends on the task, the rest of the algorithm does not": this file is all that a task is. The linear ones have
-C = ½‖A x̂_0 − y‖² and e = Aᵀ(y − A x̂_0).
+C = ½‖A x̂_0 − y‖² and e = Aᵀ(y − A x̂_0); those that blur or shrink an image are in `filters`.
 """
 
 from __future__ import annotations
@@ -10,35 +10,28 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fcs_lab.checks import check_function, check_number, describe, is_int, refuse_meta, typed
+from fcs_lab.checks import check_function, check_number, describe, refuse_meta, typed
 from fcs_lab.contexts import ordinary, own_copy
 from fcs_lab.images import ImageLike, MaskLike, to_channels, to_mask, to_tensor
 
 __all__ = [
-    "Blur",
     "Colorization",
     "Constraint",
     "ConstraintBase",
     "CostConstraint",
+    "EachChannel",
     "Inpainting",
     "LinearConstraint",
     "Selection",
     "SingularSystem",
-    "SuperResolution",
-    "blur",
-    "downsample",
     "for_channels",
     "needs",
-    "upsample",
 ]
-
-Kernel = Literal["bicubic", "box"] | Tensor | np.ndarray
 
 BEYOND = 3.0
 """How far measurements of images in [-1, 1] may reach: a bicubic reduction overshoots, and there may be noise."""
@@ -170,7 +163,7 @@ class LinearConstraint(ConstraintBase):
         basis = torch.eye(size, dtype=torch.float64, device=self.y.device).to(self.y)
         A = self.A(basis.reshape(size, *self.shape)).flatten(1).double().T
         _, values, Vh = torch.linalg.svd(A)
-        values, V = _padded(values, size).to(self.y), Vh.T.to(self.y)
+        values, V = with_zeros(values, size).to(self.y), Vh.T.to(self.y)
         return SingularSystem(
             values.reshape(1, *self.shape),
             lambda x: (x.flatten(1) @ V).reshape(x.shape),
@@ -212,10 +205,10 @@ class LinearConstraint(ConstraintBase):
         return residual.square().flatten(1).sum(1) / 2, self.A_adjoint(residual)
 
 
-class _EachChannel(LinearConstraint):
+class EachChannel(LinearConstraint):
     """A task that treats the channels alike, so that a grey image may be an RGB model's."""
 
-    def with_channels(self, channels: int) -> _EachChannel:
+    def with_channels(self, channels: int) -> EachChannel:
         if self.shape[0] == channels:
             return self
         other = copy.copy(self)
@@ -240,7 +233,7 @@ class Selection(LinearConstraint):
         return SingularSystem(self.known, lambda x: x, lambda c: c)
 
 
-class Inpainting(Selection, _EachChannel):
+class Inpainting(Selection, EachChannel):
     """Fill in the masked pixels of an image: A x = known ⊙ x, so e = known ⊙ (y − x̂_0).
 
     Args:
@@ -271,84 +264,6 @@ class Inpainting(Selection, _EachChannel):
         self.known = (~self.mask).to(image.dtype)
         batch = max(len(image), len(mask))
         self._measure((self.known * image).expand(batch, -1, -1, -1), noise_std)
-
-
-class _Filter(_EachChannel):
-    """A x = Σ_r D_h[r] x D_w[r]ᵀ: what a kernel does along the columns and the rows of an image, one term if separable."""
-
-    D_h: Tensor
-    D_w: Tensor
-
-    def A(self, x: Tensor) -> Tensor:
-        return sum(D_h @ x @ D_w.T for D_h, D_w in zip(self.D_h, self.D_w, strict=True))
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return sum(D_h.T @ y @ D_w for D_h, D_w in zip(self.D_h, self.D_w, strict=True))
-
-    def singular(self) -> SingularSystem:
-        if len(self.D_h) > 1:  # a sum of separable operators is none
-            return super().singular()
-        # Of a separable one the singular vectors are products of those along the columns and along the rows.
-        (s_h, V_h), (s_w, V_w) = map(_right_singular, (self.D_h[0], self.D_w[0]))
-        return SingularSystem(
-            torch.outer(s_h, s_w).expand(1, *self.shape),
-            lambda x: V_h.T @ x @ V_w,
-            lambda c: V_h @ c @ V_w.T,
-        )
-
-
-class Blur(_Filter):
-    """An image whose blurred version is `image` (deblurring): A x = kernel * x, of the same size.
-
-    The convolution is a true one, so the kernel is the picture of a single bright pixel (its point-spread function).
-    Beyond its border the image goes on with the pixel at the border.
-
-    Args:
-        image: The blurred image or images, in any form that `to_tensor` takes; `blur` makes one from a sharp one. As a
-            measurement it may be noisy, and a tensor's values may lie beyond [-1, 1].
-        kernel: (k_h, k_w), a tensor or an array; k_h and k_w odd, its middle the pixel that stays in place; the sum is 1.
-        noise_std: σ_y, of noise in `image`; as for `LinearConstraint`.
-
-    Raises:
-        TypeError: `image` or `kernel` is of a type that is not taken.
-        ValueError: The kernel has another shape, values that are not finite, or another sum; the image is one that
-            `to_tensor` refuses.
-    """
-
-    @ordinary()
-    def __init__(self, image: ImageLike, kernel: Tensor | np.ndarray, *, noise_std: float = 0.0):
-        y = to_tensor(image, limit=BEYOND)
-        if isinstance(kernel, str):
-            raise TypeError(f"kernel is {kernel!r}; expected a tensor or an array (k_h, k_w)")
-        self.D_h, self.D_w = (D.to(y) for D in _factors(kernel, *y.shape[-2:], factor=1))
-        self.kernel = torch.as_tensor(kernel).detach().cpu()
-        self._measure(y, noise_std)
-
-
-class SuperResolution(_Filter):
-    """A larger image whose reduction is `low_res`: A x = the image filtered, then subsampled.
-
-    Args:
-        low_res: The small image or images, in any form that `to_tensor` takes; `downsample` makes one from a large one.
-            As a measurement it may be noisy, and a tensor's values may lie beyond [-1, 1], as a bicubic reduction's do.
-        factor: How many times larger, in height and in width; a whole number ≥ 2.
-        kernel: How an image is reduced. "bicubic": antialiased, as PyTorch's and PIL's resize; "box": the mean of each
-            factor × factor block; or a kernel as for `Blur`, and then low-resolution pixel i is the blurred image's
-            pixel factor · i + ⌊(factor − 1)/2⌋, the block's middle (of two middle ones the first).
-
-    Raises:
-        TypeError: `low_res` or `kernel` is of a type that is not taken.
-        ValueError: `factor` is not a whole number ≥ 2, the kernel is none of these, or the image is one that
-            `to_tensor` refuses.
-    """
-
-    @ordinary()
-    def __init__(self, low_res: ImageLike, factor: int, kernel: Kernel = "bicubic", *, noise_std: float = 0.0):
-        _check_factor(factor)
-        y = to_tensor(low_res, "low_res", limit=BEYOND)
-        self.factor = factor
-        self.D_h, self.D_w = (D.to(y) for D in _factors(kernel, *(factor * size for size in y.shape[-2:]), factor))
-        self._measure(y, noise_std)
 
 
 class Colorization(LinearConstraint):
@@ -382,22 +297,16 @@ class Colorization(LinearConstraint):
         _, values, Vh = torch.linalg.svd(row)
         V = Vh.T.to(self.y)
         return SingularSystem(
-            _padded(values, 3).to(self.y).reshape(1, 3, 1, 1).expand(1, *self.shape),
+            with_zeros(values, 3).to(self.y).reshape(1, 3, 1, 1).expand(1, *self.shape),
             lambda x: torch.einsum("bchw,cd->bdhw", x, V),
             lambda c: torch.einsum("bdhw,cd->bchw", c, V),
         )
 
 
-def _padded(values: Tensor, size: int) -> Tensor:
+def with_zeros(values: Tensor, size: int) -> Tensor:
     """Singular values with zeros for the directions that A does not see, and for those that are lost in rounding."""
     values = torch.where(values > 1e-6 * values[0], values, 0.0)
     return torch.cat([values, values.new_zeros(size - len(values))])
-
-
-def _right_singular(D: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a matrix (m, n) the n singular values, zeros included, and the right singular vectors (n, n)."""
-    _, values, Vh = torch.linalg.svd(D.double())
-    return _padded(values, D.shape[1]).to(D), Vh.T.to(D)
 
 
 def _conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 200) -> Tensor:
@@ -448,111 +357,6 @@ def for_channels(task: Constraint, channels: int) -> Constraint:
     """The task for a model whose images have so many channels; see `ConstraintBase.with_channels`."""
     fits = task.shape is None or task.shape[0] == channels
     return task if fits or not hasattr(task, "with_channels") else task.with_channels(channels)
-
-
-@ordinary()
-def blur(images: ImageLike, kernel: Tensor | np.ndarray) -> Tensor:
-    """A x of `Blur`: images (B, C, H, W) convolved with the kernel, of the same size.
-
-    Raises:
-        TypeError, ValueError: As for `Blur`.
-    """
-    x = to_tensor(images, "images")
-    return Blur(x, kernel).A(x)
-
-
-@ordinary()
-def downsample(images: ImageLike, factor: int, kernel: Kernel = "bicubic") -> Tensor:
-    """A x of `SuperResolution`: images (B, C, H, W) reduced to (B, C, H/factor, W/factor), not clipped.
-
-    Raises:
-        TypeError, ValueError: As for `SuperResolution`; `factor` does not divide the height and the width.
-    """
-    _check_factor(factor)
-    x = to_tensor(images, "images")
-    if x.shape[-2] % factor or x.shape[-1] % factor:
-        raise ValueError(f"images is {_size(x)} (height × width); expected multiples of the factor {factor}")
-    small = x.new_zeros(*x.shape[:2], x.shape[-2] // factor, x.shape[-1] // factor)
-    return SuperResolution(small, factor, kernel).A(x)
-
-
-@ordinary()
-def upsample(images: ImageLike, factor: int) -> Tensor:
-    """Images (B, C, H, W) enlarged to (B, C, factor·H, factor·W) by bicubic interpolation, clipped to [-1, 1].
-
-    As PIL's resize does it: what super-resolution is compared with.
-
-    Raises:
-        TypeError, ValueError: As for `SuperResolution`.
-    """
-    _check_factor(factor)
-    x = to_tensor(images, "images", limit=BEYOND)
-    return torch.nn.functional.interpolate(x, scale_factor=factor, mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def _check_factor(factor: int) -> None:
-    if not is_int(factor) or not 2 <= factor <= 1024:
-        raise ValueError(f"factor is {factor!r}; expected a whole number of at least 2, and at most 1024")
-
-
-def _factors(kernel: Kernel, height: int, width: int, factor: int) -> tuple[Tensor, Tensor]:
-    """D_h (R, height/factor, height) and D_w (R, width/factor, width), float64, with A x = Σ_r D_h[r] x D_w[r]ᵀ.
-
-    Any kernel is a sum of separable ones, its singular value decomposition, so that every A here is made of matrices
-    along the rows and along the columns, boundary included, and so is its transpose.
-    """
-    if isinstance(kernel, str):
-        matrices = {"bicubic": bicubic_matrix, "box": box_matrix}
-        if kernel not in matrices:
-            raise ValueError(f"kernel is {kernel!r}; expected 'bicubic', 'box', or a tensor or array (k_h, k_w)")
-        return tuple(matrices[kernel](size, size // factor)[None] for size in (height, width))
-    U, singular, Vh = torch.linalg.svd(_check_kernel(kernel))
-    rank = int((singular > 1e-12 * singular[0]).sum())
-    rows, columns = (U[:, :rank] * singular[:rank]).T, Vh[:rank]
-    return tuple(
-        torch.stack([convolution_matrix(taps, size, factor) for taps in vectors])
-        for vectors, size in ((rows, height), (columns, width))
-    )
-
-
-def _check_kernel(kernel: Tensor | np.ndarray) -> Tensor:
-    if isinstance(kernel, np.ndarray) and np.issubdtype(kernel.dtype, np.floating):
-        kernel = torch.from_numpy(kernel)
-    if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
-        raise TypeError(f"kernel is {describe(kernel)}; expected a floating-point tensor or array (k_h, k_w)")
-    if kernel.ndim != 2 or not all(size % 2 for size in kernel.shape):
-        raise ValueError(f"kernel has shape {tuple(kernel.shape)}; expected (k_h, k_w), both odd")
-    kernel = kernel.detach().double().cpu()
-    if not abs(kernel.sum().item() - 1) <= 1e-3:  # NaN is refused, too
-        raise ValueError(f"kernel sums to {kernel.sum().item():.4g}; expected finite values that sum to 1")
-    return kernel
-
-
-def bicubic_matrix(large: int, small: int) -> Tensor:
-    """The antialiased bicubic reduction of `large` pixels in a row to `small`, as a matrix (small, large), float64.
-
-    Written out from PyTorch's own resize, so that A is what `interpolate(mode="bicubic", antialias=True)` does and
-    its transpose is at hand.
-    """
-    identity = torch.eye(large, dtype=torch.float64)[None, None]
-    return torch.nn.functional.interpolate(identity, size=(small, large), mode="bicubic", antialias=True)[0, 0]
-
-
-def box_matrix(large: int, small: int) -> Tensor:
-    """The means of `small` blocks of a row of `large` pixels, as a matrix (small, large), float64."""
-    factor = large // small
-    return torch.eye(small, dtype=torch.float64).repeat_interleave(factor, 1) / factor
-
-
-def convolution_matrix(taps: Tensor, large: int, factor: int = 1) -> Tensor:
-    """A convolution of `large` pixels in a row that keeps every `factor`-th, as a matrix (large/factor, large).
-
-    Row i has its middle at pixel factor · i + ⌊(factor − 1)/2⌋; what would fall beyond an end falls on the end's pixel.
-    """
-    middles = torch.arange((factor - 1) // 2, large, factor)[:, None]
-    reach = len(taps) // 2
-    columns = (middles + torch.arange(reach, -reach - 1, -1)).clamp(0, large - 1)
-    return torch.zeros(len(middles), large, dtype=taps.dtype).scatter_add(1, columns, taps.expand(columns.shape))
 
 
 class CostConstraint(ConstraintBase):

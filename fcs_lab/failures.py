@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fcs_lab.checks import check_count, check_seed, check_tensor, describe
-from fcs_lab.constraints import Blur, Constraint, Inpainting, SuperResolution, blur, downsample
+from fcs_lab.constraints import Constraint, Inpainting
 from fcs_lab.contexts import ordinary
 from fcs_lab.data import GARMENTS, load_digits, load_garments
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.exact import IdealDenoiser
+from fcs_lab.filters import Blur, SuperResolution, blur, downsample
 from fcs_lab.metrics import data_consistency, denoising_loss, masked_mse
 from fcs_lab.sampler import Result, sample
 from fcs_lab.study.tasks import gaussian, mask

@@ -12,8 +12,9 @@ import torch
 from options import DEFAULT, Options
 
 import fcs_lab
-from fcs_lab.constraints import Inpainting, upsample
+from fcs_lab.constraints import Inpainting
 from fcs_lab.failures import CASES, SHORT, run_case
+from fcs_lab.filters import upsample
 from fcs_lab.plots import Figure, show
 
 SEED, IMAGES = 0, 2

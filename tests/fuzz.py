@@ -330,7 +330,7 @@ def calls() -> dict[str, tuple]:
             layer_module.late_inner_steps,
             {"num_inference_steps": value(10), "inner_steps": value(3)},
         ),
-        "layers.LayeredComposite": (
+        "layered.LayeredComposite": (
             sampled_layers,
             {"composite": lambda: noise(1, 1, 8, 8), "masks": masks, "known": value(None), "fixed": value(True)},
         ),
@@ -338,11 +338,11 @@ def calls() -> dict[str, tuple]:
             sampled_task(fcs_lab.Inpainting),
             {"image": lambda: noise(1, 1, 8, 8), "mask": right},
         ),
-        "constraints.SuperResolution": (
+        "filters.SuperResolution": (
             sampled_task(fcs_lab.SuperResolution),
             {"low_res": lambda: noise(1, 1, 4, 4), "factor": value(2), "kernel": value("bicubic")},
         ),
-        "constraints.Blur": (sampled_task(fcs_lab.Blur), {"image": lambda: noise(1, 1, 8, 8), "kernel": kernel}),
+        "filters.Blur": (sampled_task(fcs_lab.Blur), {"image": lambda: noise(1, 1, 8, 8), "kernel": kernel}),
         "constraints.Colorization": (sampled_task(fcs_lab.Colorization), {"grey": lambda: noise(1, 1, 8, 8)}),
         "constraints.LinearConstraint": (
             sampled_task(fcs_lab.LinearConstraint),
@@ -352,12 +352,12 @@ def calls() -> dict[str, tuple]:
             sampled_task(fcs_lab.CostConstraint),
             {"fn": value(lambda x: x.square().flatten(1).sum(1))},
         ),
-        "constraints.blur": (fcs_lab.blur, {"images": lambda: noise(1, 1, 8, 8), "kernel": kernel}),
-        "constraints.downsample": (
+        "filters.blur": (fcs_lab.blur, {"images": lambda: noise(1, 1, 8, 8), "kernel": kernel}),
+        "filters.downsample": (
             fcs_lab.downsample,
             {"images": lambda: noise(1, 1, 8, 8), "factor": value(2), "kernel": value("box")},
         ),
-        "constraints.upsample": (fcs_lab.upsample, {"images": lambda: noise(1, 1, 8, 8), "factor": value(2)}),
+        "filters.upsample": (fcs_lab.upsample, {"images": lambda: noise(1, 1, 8, 8), "factor": value(2)}),
         "data.load_digits": (fcs_lab.load_digits, {"count": value(3)}),
         "data.load_garments": (fcs_lab.load_garments, {"count": value(3)}),
         "data.load_emoji": (fcs_lab.load_emoji, {"count": value(3), "split": value("test")}),
@@ -739,7 +739,7 @@ def calls() -> dict[str, tuple]:
                 "max_krylov": value(4),
             },
         ),
-        "probes.invertibility.measure_linear_reach": (
+        "probes.linear_reach.measure_linear_reach": (
             invertibility.measure_linear_reach,
             POINT | e | {"error": value(0.1), "step_sizes": value((0.01, 0.1))},
         ),
@@ -875,7 +875,7 @@ def exact(make):
 
 
 def sampled_layers(**arguments):
-    from fcs_lab.layers import LayeredComposite
+    from fcs_lab.layered import LayeredComposite
 
     task = LayeredComposite(**arguments)
     return task.cost_and_error(noise(task.batch_size, *task.shape))
@@ -1051,12 +1051,12 @@ NOT_CALLED = {
             "failures.Posterior",
             "failures.Ran",
             "forecast.Forecast",
-            "layers.LayersResult",
+            "layered.LayersResult",
             "probes.comparison.Compared",
             "probes.fd_error.FdCurve",
             "probes.fd_error.FdError",
             "probes.invertibility.Invertibility",
-            "probes.invertibility.LinearReach",
+            "probes.linear_reach.LinearReach",
             "probes.invertibility.Reach",
             "probes.invertibility.Solve",
             "probes.newton.Convergence",
@@ -1076,6 +1076,7 @@ NOT_CALLED = {
         (
             "constraints.Constraint",
             "constraints.ConstraintBase",
+            "constraints.EachChannel",
             "constraints.Selection",
             "denoisers.Denoiser",
             "denoisers.Model",

@@ -1,5 +1,6 @@
 """The project's frame: pins that agree, a lean import, a wheel that carries the model."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -90,6 +91,27 @@ def test_the_layers_of_the_architecture(folder):
             assert not re.search(r"^(from|import) (matplotlib|ipywidgets|fcs_lab\.(plots|widgets))", source, re.MULTILINE), (
                 path
             )
+
+
+def test_modules_and_functions_are_short():
+    """450 lines a module, 80 a function: its arguments and docstring aside, which are read apart."""
+    long = []
+    for path in (ROOT / "fcs_lab").rglob("*.py"):
+        source = path.read_text()
+        long += [path.name] if len(source.splitlines()) > 450 else []
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1 if ast.get_docstring(node) else 0 :]
+                long += [f"{path.name}, {node.name}"] if body and node.end_lineno - body[0].lineno >= 80 else []
+    assert not long
+
+
+def test_no_private_name_is_imported():
+    for path in [*(ROOT / "fcs_lab").rglob("*.py"), *(ROOT / "figures").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.ImportFrom) else []
+            private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+            assert not private, f"{path.name} imports {private}"
 
 
 def test_the_readmes_ten_lines_run(tmp_path, monkeypatch):

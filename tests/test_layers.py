@@ -12,7 +12,8 @@ from PIL import Image
 import fcs_lab
 from fcs_lab.baselines.clustering import cluster_layers
 from fcs_lab.composites import make_composites, supports
-from fcs_lab.layers import LayeredComposite, infer_masks
+from fcs_lab.layered import LayeredComposite
+from fcs_lab.layers import infer_masks
 from fcs_lab.metrics import layer_psnr, mask_iou, psnr
 
 F64 = torch.float64

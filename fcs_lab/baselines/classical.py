@@ -15,16 +15,10 @@ from tqdm.auto import tqdm
 
 from fcs_lab.baselines.frame import on_images
 from fcs_lab.checks import check_count, check_number
-from fcs_lab.constraints import (
-    Blur,
-    Constraint,
-    Inpainting,
-    LinearConstraint,
-    SuperResolution,
-    upsample,
-)
+from fcs_lab.constraints import Constraint, Inpainting, LinearConstraint
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
+from fcs_lab.filters import Blur, SuperResolution, upsample
 from fcs_lab.sampler import Result
 
 __all__ = ["bicubic", "biharmonic", "richardson_lucy", "total_variation", "wiener"]

@@ -4,14 +4,13 @@ from fcs_lab.probes.comparison import Compared, compare_directions
 from fcs_lab.probes.fd_error import FdCurve, FdError, measure_fd_error, suggest_fd_step
 from fcs_lab.probes.invertibility import (
     Invertibility,
-    LinearReach,
     Reach,
     Solve,
     find_displacement,
     measure_invertibility,
-    measure_linear_reach,
 )
 from fcs_lab.probes.jacobian import JacobianOperator
+from fcs_lab.probes.linear_reach import LinearReach, measure_linear_reach
 from fcs_lab.probes.newton import (
     Convergence,
     ForcingBound,

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.sparse import eye_array
 from scipy.sparse.linalg import aslinearoperator, gmres
 from torch import Tensor
@@ -22,17 +21,16 @@ from tqdm.auto import tqdm
 from fcs_lab.checks import check_count, typed
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import Denoiser
-from fcs_lab.directions import CountedDenoiser, newton, norm_inf
-from fcs_lab.probes.jacobian import ACCURATE_FD_STEP, JacobianOperator, check_direction, check_point, check_vector
+from fcs_lab.directions import CountedDenoiser
+from fcs_lab.probes.jacobian import JacobianOperator, check_direction, check_point, check_vector
+from fcs_lab.probes.linear_reach import LinearReach, measure_linear_reach
 
 __all__ = [
     "Invertibility",
-    "LinearReach",
     "Reach",
     "Solve",
     "find_displacement",
     "measure_invertibility",
-    "measure_linear_reach",
 ]
 
 RADII = tuple(4.0**k for k in range(-5, 3))
@@ -86,25 +84,6 @@ class Reach:
     """The largest r asked for was solved: `radius` is where the search ended, not where the ball does."""
     solves: dict[float, Solve] = field(repr=False)
     """Every r that was tried, in the order of the trials."""
-
-
-@dataclass(frozen=True)
-class LinearReach:
-    """How far the paper's step, along d = J e, may go before x̂_0 is not where J says."""
-
-    step_size: float
-    """λ = ‖Δx_t‖_∞ at which the linear prediction is off by `error`; the search limit if it never is, 0 if it is at once,
-    NaN if J e = 0: then there is no step."""
-    moved: float
-    """‖λ J d‖_2, the move of x̂_0 predicted there; compare with ‖e‖_2."""
-    limited: bool
-    """The prediction held as far as the search went."""
-    step_sizes: np.ndarray = field(repr=False)
-    """λ of the curve."""
-    errors: np.ndarray = field(repr=False)
-    """‖x̂_0(x_t + λ d) − x̂_0(x_t) − λ J d‖ / ‖λ J d‖ of the curve, with ‖d‖_∞ = 1."""
-    nfe: int
-    """Forward evaluations."""
 
 
 @dataclass(frozen=True)
@@ -367,64 +346,6 @@ def find_displacement(
         nfe=f.forward + sum(end.nfe for end in ends),
         n_backward=sum(end.n_backward for end in ends),
     )
-
-
-@ordinary()
-@typed
-def measure_linear_reach(
-    denoiser: Denoiser,
-    x_t: Tensor,
-    t: int | float,
-    e: Tensor,
-    *,
-    error: float = 0.1,
-    step_sizes: Sequence[float] = tuple(np.geomspace(0.01, 10, 25).tolist()),
-) -> LinearReach:
-    """How far may x_t go along d = J e before x̂_0 is off the linear prediction x̂_0 + λ J d by 10 %?
-
-    Args:
-        denoiser: The model.
-        x_t: The point (1, C, H, W).
-        t: The timestep.
-        e: The task's error direction (1, C, H, W), of any length.
-        error: The relative error that ends the search.
-        step_sizes: λ to try, increasing, in units of ‖Δx_t‖_∞ as in Algorithm 1; evaluated in one batch. Where the error
-            is first passed, λ is refined to 1 %.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
-            any work is done.
-    """
-    x_t = check_point(denoiser, x_t, t)
-    e = check_direction("e", e, x_t)
-    if not error > 0:
-        raise ValueError(f"error is {error!r}; expected a positive number")
-    if not len(step_sizes) or not all(0 < a < b for a, b in zip([step_sizes[0] / 2, *step_sizes], step_sizes, strict=False)):
-        raise ValueError(f"step_sizes is {step_sizes!r}; expected positive, increasing numbers")
-    f, fd_step = CountedDenoiser(denoiser), ACCURATE_FD_STEP[denoiser.dtype]
-    with torch.no_grad():
-        x0 = f(x_t, t)
-        d = f.run(newton(x_t, t, x0, e, fd_step=fd_step))
-        if not bool(d.any()):  # no step to measure
-            return LinearReach(math.nan, 0.0, False, np.asarray(step_sizes), np.full(len(step_sizes), math.nan), f.forward)
-        d = d / norm_inf(d)
-        Jd = f.run(newton(x_t, t, x0, d, fd_step=fd_step))
-
-        def errors(sizes: Sequence[float]) -> np.ndarray:
-            size = torch.tensor(sizes).to(x_t).reshape(-1, 1, 1, 1)
-            off = f(x_t + size * d, t) - x0 - size * Jd
-            return (off.flatten(1).norm(dim=1) / (size.flatten() * Jd.norm())).double().cpu().numpy()
-
-        curve = errors(step_sizes)
-        beyond = np.flatnonzero(~(curve <= error))
-        if not len(beyond):
-            reach = step_sizes[-1]
-        elif beyond[0] == 0:
-            reach = 0.0
-        else:
-            bracket = step_sizes[beyond[0] - 1], step_sizes[beyond[0]]
-            reach = brentq(lambda size: errors([size])[0] - error, *bracket, rtol=0.01)
-    return LinearReach(float(reach), reach * Jd.norm().item(), not len(beyond), np.asarray(step_sizes), curve, f.forward)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from fcs_lab.constraints import Blur, Colorization, Constraint, Inpainting, SuperResolution, blur, downsample
+from fcs_lab.constraints import Colorization, Constraint, Inpainting
 from fcs_lab.features import style
+from fcs_lab.filters import Blur, SuperResolution, blur, downsample
 from fcs_lab.images import read_image, to_mask
 
 __all__ = ["TASKS", "Posed", "check_task_name", "pose"]

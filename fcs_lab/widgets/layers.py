@@ -14,7 +14,8 @@ from fcs_lab.composites import Composites, example_composites
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import ImageLike, to_pil, to_tensor
 from fcs_lab.latent import image_shape
-from fcs_lab.layers import LayersResult, infer_layers
+from fcs_lab.layered import LayersResult
+from fcs_lab.layers import infer_layers
 from fcs_lab.metrics import layer_psnr, mask_iou
 from fcs_lab.plots import LAYER_COLOURS, colour_masks
 from fcs_lab.sampler import State

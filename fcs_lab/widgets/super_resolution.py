@@ -6,9 +6,9 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from fcs_lab.constraints import SuperResolution, downsample, upsample
 from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser
+from fcs_lab.filters import SuperResolution, downsample, upsample
 from fcs_lab.images import ImageLike, to_pil, to_tensor
 from fcs_lab.latent import decode, image_shape
 from fcs_lab.metrics import data_consistency, psnr

@@ -8,6 +8,7 @@ from fcs_lab.widgets.layers import LayersLab
 from fcs_lab.widgets.sensitivity import SensitivityLab
 from fcs_lab.widgets.study_table import StudyTable
 from fcs_lab.widgets.super_resolution import SuperResolutionLab
+from fcs_lab.widgets.tasks import TaskLab
 
 __all__ = [
     "FamilyMenu",
@@ -20,4 +21,5 @@ __all__ = [
     "SensitivityLab",
     "StudyTable",
     "SuperResolutionLab",
+    "TaskLab",
 ]

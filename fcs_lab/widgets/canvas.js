@@ -32,6 +32,22 @@ function render({ model, el }) {
   }
   picture.onload = draw;
 
+  // With the arrow keys, too; the notebook's own shortcuts keep away while the image has the focus.
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.dataset.lmSuppressShortcuts = "true";
+
+  // A picture's file that is dropped on it goes to Python as it is.
+  canvas.addEventListener("dragover", (event) => event.preventDefault());
+  canvas.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    event.stopPropagation();
+    const file = event.dataTransfer.files[0];
+    if (!file) return;
+    model.set("dropped", new DataView(await file.arrayBuffer()));
+    model.save_changes();
+  });
+
   const drawOver = MODES[model.get("mode")]({ model, canvas, context, size, position, draw });
   model.on("change:image_png", readPicture);
   for (const name of ["height", "width", "zoom"]) model.on(`change:${name}`, draw);
@@ -44,9 +60,14 @@ function render({ model, el }) {
 // browser, so it stays smooth while the kernel works; what is painted goes to Python at the end of a stroke.
 function paint({ model, canvas, context, size, position, draw }) {
   canvas.className = "fcs-mask-painter";
+  canvas.setAttribute(
+    "aria-label",
+    `${model.get("name")}; drag to paint, or arrow keys to move, Space to paint, Delete to erase, Ctrl-Z to undo`,
+  );
   const layer = document.createElement("canvas"); // what is painted, a pixel for a pixel
   let painted = new Uint8Array(0); // 0: nothing, n: in the n-th colour
   let stroke = null; // { label, x, y } while the button is down
+  let brush = null; // { x, y } where the arrow keys have brought it
 
   function read() {
     const { height, width } = size();
@@ -67,6 +88,20 @@ function paint({ model, canvas, context, size, position, draw }) {
     layer.height = height;
     layer.getContext("2d").putImageData(pixels, 0, 0);
     context.drawImage(layer, 0, 0, canvas.width, canvas.height);
+    if (!brush || document.activeElement !== canvas) return;
+    const { zoom } = size();
+    for (const [width, colour] of [[3, "black"], [1, "white"]]) { // seen on any image
+      context.lineWidth = width;
+      context.strokeStyle = colour;
+      context.beginPath();
+      context.arc(brush.x * zoom, brush.y * zoom, Math.max(1, model.get("brush") / 2) * zoom, 0, 2 * Math.PI);
+      context.stroke();
+    }
+  }
+
+  function send() {
+    model.set("mask_bytes", new DataView(painted.slice().buffer));
+    model.save_changes();
   }
 
   // A disc of the brush's diameter, in the image's pixels.
@@ -92,6 +127,7 @@ function paint({ model, canvas, context, size, position, draw }) {
 
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
+    canvas.focus({ preventScroll: true });
     stroke = { label: event.button === 2 || event.shiftKey ? 0 : model.get("label"), ...position(event) };
     paintTo(event);
     event.preventDefault();
@@ -101,10 +137,32 @@ function paint({ model, canvas, context, size, position, draw }) {
     canvas.addEventListener(end, () => {
       if (!stroke) return;
       stroke = null;
-      model.set("mask_bytes", new DataView(painted.slice().buffer));
-      model.save_changes();
+      send();
     });
   }
+  canvas.addEventListener("keydown", (event) => {
+    const { height, width } = size();
+    const by = event.shiftKey ? 5 : 1;
+    const move = { ArrowUp: [0, -by], ArrowDown: [0, by], ArrowLeft: [-by, 0], ArrowRight: [by, 0] }[event.key];
+    brush ??= { x: Math.floor(width / 2) + 0.5, y: Math.floor(height / 2) + 0.5 };
+    if (move) {
+      brush.x = Math.min(width - 0.5, Math.max(0.5, brush.x + move[0]));
+      brush.y = Math.min(height - 0.5, Math.max(0.5, brush.y + move[1]));
+    } else if (event.key === " " || event.key === "Delete" || event.key === "Backspace") {
+      stroke = { label: event.key === " " ? model.get("label") : 0, ...brush };
+      dab(brush.x, brush.y);
+      stroke = null;
+      send();
+    } else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) {
+      model.send("undo");
+    } else {
+      return;
+    }
+    draw();
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  for (const name of ["focus", "blur"]) canvas.addEventListener(name, draw);
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
 
   model.on("change:mask_bytes", () => {
@@ -119,9 +177,7 @@ function paint({ model, canvas, context, size, position, draw }) {
 // Click to pick a pixel, or use the arrow keys once the image has the focus.
 function pick({ model, canvas, context, size, position, draw }) {
   canvas.className = "fcs-pixel-picker";
-  canvas.tabIndex = 0;
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", "image; click or use the arrow keys to pick a pixel");
+  canvas.setAttribute("aria-label", `${model.get("name")}; click or use the arrow keys to pick a pixel`);
 
   function drawOver() {
     const { zoom } = size();

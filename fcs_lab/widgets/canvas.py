@@ -1,4 +1,4 @@
-"""Images that the mouse works on: paint a mask, paint scribbles for layers, pick a pixel. One script serves them all."""
+"""Images that mouse and keyboard work on: paint a mask, scribble for layers, pick a pixel. One script serves them all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from fcs_lab.images import to_mask, to_pil
 from fcs_lab.plots import HIDDEN, LAYER_COLOURS
 
 __all__ = ["MaskPainter", "PixelPicker", "ScribblePainter", "png"]
+
+UNDONE = 50
+"""How many changes can be taken back."""
 
 
 @typed
@@ -42,6 +45,8 @@ class _Canvas(anywidget.AnyWidget):
     height = traitlets.Int(32).tag(sync=True)
     width = traitlets.Int(32).tag(sync=True)
     zoom = traitlets.Int(9, help="screen pixels an image pixel").tag(sync=True)
+    name = traitlets.Unicode("image", help="what a screen reader calls it").tag(sync=True)
+    dropped = traitlets.Bytes(b"", help="the content of a picture's file that was dropped on it").tag(sync=True)
 
     def __init__(self, image: Tensor, **traits) -> None:
         super().__init__(**traits)
@@ -55,7 +60,11 @@ class _Canvas(anywidget.AnyWidget):
 
 
 class _Painter(_Canvas):
-    """Drag paints in the colour chosen, Shift or the right button erases."""
+    """Drag paints in the colour chosen, Shift or the right button erases.
+
+    By the keyboard, once it has the focus: the arrows move the brush (with Shift five pixels), Space paints, Delete erases,
+    Ctrl-Z takes the last change back.
+    """
 
     mode = traitlets.Unicode("paint").tag(sync=True)
     # A byte a pixel: 0 where nothing is painted, n in the n-th colour. Cast, as the browser's bytes come as a memoryview.
@@ -63,6 +72,28 @@ class _Painter(_Canvas):
     brush = traitlets.Int(5, help="diameter in image pixels").tag(sync=True)
     label = traitlets.Int(1, help="the number of the colour that is painted").tag(sync=True)
     colours = traitlets.List(help="(R, G, B), each 0 to 255").tag(sync=True)
+
+    def __init__(self, image: Tensor, **traits) -> None:
+        self._before: list[bytes] = []
+        self._undoing = False
+        super().__init__(image, **traits)
+        self.observe(self._remember, "mask_bytes")
+        self.on_msg(lambda _, content, __: self.undo() if content == "undo" else None)
+
+    def undo(self) -> None:
+        """Take the last stroke, or any other change of what is painted, back; up to fifty of them."""
+        if self._before:
+            self._undoing = True
+            try:
+                self.mask_bytes = self._before.pop()
+            finally:
+                self._undoing = False
+
+    def _remember(self, change: dict) -> None:
+        if len(change["old"]) != len(change["new"]):  # of an image of another size
+            self._before = []
+        elif not self._undoing:
+            self._before = [*self._before[1 - UNDONE :], change["old"]]
 
     def set_image(self, image: Tensor) -> None:
         """Show another image of any size; what is painted on one of another size is cleared."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from fcs_lab.baselines import METHODS, WITHOUT_MODEL
 from fcs_lab.constraints import Inpainting
 from fcs_lab.data import example_images
-from fcs_lab.denoisers import Denoiser, as_model
+from fcs_lab.denoisers import Denoiser
 from fcs_lab.images import fit_mask, to_pil
 from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab, call_of
 from fcs_lab.zoo import load
 
 __all__ = ["InpaintingLab"]
@@ -48,14 +48,15 @@ class InpaintingLab(SamplerLab):
         self.image = self._examples[:1]
         self._build()
         plots = widgets.VBox([self.comparison, self.curve], layout=widgets.Layout(align_items="flex-start"))
-        self.children = [self._controls(), self._buttons(), self.status, self.message, self._pictures(), plots]
+        kept = [widgets.HBox([self.path, self.save_button]), self.call]
+        self.children = [self._controls(), self._buttons(), self.status, self.message, self._pictures(), plots, *kept]
         self._apply_preset()
 
     # What it looks like
 
     def _build(self) -> None:
         control = self._control
-        self.painter = MaskPainter(self.image, zoom=max(1, 288 // self.image.shape[-1]))
+        self.painter = MaskPainter(self.image, zoom=max(1, 288 // self.image.shape[-1]), name="the mask")
         self.example = control(widgets.BoundedIntText, 0, 0, len(self._examples) - 1, description="bundled image")
         self.upload_mask = widgets.FileUpload(accept="image/*", description="mask…", layout=widgets.Layout(width="130px"))
         self.preset = control(
@@ -63,7 +64,7 @@ class InpaintingLab(SamplerLab):
         )
         self.brush = control(widgets.IntSlider, 5, 1, 15, description="brush")
         widgets.jslink((self.brush, "value"), (self.painter, "brush"))
-        latent = as_model(self.model).num_prompts is not None
+        latent = self.takes_prompts
         tuned_to = self.model.shape == (1, 32, 32) and not latent
         left_out = {*(() if latent else ("psld",)), *(() if tuned_to else ("tuned",))}
         self.direction = self._direction_menu(
@@ -71,8 +72,10 @@ class InpaintingLab(SamplerLab):
         )
         self._algorithm_controls(inner_steps=5, step_size=(0.1, 0.5), max=2, step=0.05)
         self.regularization = control(widgets.FloatLogSlider, 0.1, min=-3, max=1, step=0.25, description="regularisation")
-        self.prompt = control(widgets.Text, description="prompt")
-        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
+        self._prompt_controls()
+        self.undo_button = widgets.Button(
+            description="Undo", icon="undo", layout=BUTTON, tooltip="the last stroke (Ctrl-Z on the image)"
+        )
         self.compare_button = widgets.Button(
             description="Compare", icon="columns", layout=BUTTON, tooltip=", ".join(COMPARED)
         )
@@ -87,13 +90,15 @@ class InpaintingLab(SamplerLab):
         self.preset.observe(self._apply_preset, "value")
         self.direction.observe(self._show_what_applies, "value")
         self.compare_button.on_click(lambda _: self.compare())
+        self.undo_button.on_click(lambda _: self.painter.undo())
+        self._takes_drops(self.painter)
         self._show_what_applies()
 
     def _controls(self) -> widgets.Widget:
         uploads = widgets.HBox([self.upload_image, self.upload_mask])
-        hint = widgets.HTML("<small>drag to paint, Shift-drag to erase</small>")
-        text = [self.prompt, self.guidance_scale] if as_model(self.model).num_prompts is not None else []
-        left = [self.example, uploads, self.preset, self.brush, hint, *text]
+        hint = widgets.HTML("<small>drag to paint, Shift-drag to erase; or arrow keys, Space, Delete</small>")
+        text = [self.prompt, self.guidance_scale] if self.takes_prompts else []
+        left = [self.example, uploads, self.preset, self.brush, hint, self.undo_button, *text]
         right = [
             self.direction,
             self.num_inference_steps,
@@ -178,15 +183,17 @@ class InpaintingLab(SamplerLab):
             return
         self._say("")
         try:
-            task = Inpainting(self.image, self.painter.mask)
-            model = self.model
-            if as_model(model).num_prompts is not None and self.prompt.value:
-                model = model.with_prompt(self.prompt.value, guidance_scale=self.guidance_scale.value)
+            task, model = Inpainting(self.image, self.painter.mask), self._prompted()
         except (TypeError, ValueError) as error:
             self._say(str(error))
             return
         settings = {direction: self._settings_of(direction) for direction in directions}
         self.results = {}
+        last = directions[-1]
+        lines = [self._prompt_told(), "task = fcs_lab.Inpainting(image, mask)\n",
+                 f"result = {call_of(last)}{self._settings_told(settings[last])})"]  # fmt: skip
+        mask = to_pil(task.mask.to(task.y.dtype) * 2 - 1)[0]
+        self._told = {"image": to_pil(self.image)[0], "mask": mask}, "".join(lines)
         self._start(lambda: self._work(model, task, settings), self.num_inference_steps.value * len(directions))
 
     def _settings_of(self, method: str) -> dict[str, Any]:
@@ -230,6 +237,7 @@ class InpaintingLab(SamplerLab):
         self.truth_picture.value = png(to_pil(self.image)[0], self.zoom)
         result = self.result
         self.result_picture.value = png(result.to_pil()[0], self.zoom)
+        self._offer(result.to_pil()[0], *self._told)
         self.comparison.layout.display = "none" if len(self.results) == 1 else ""
         if len(self.results) > 1:
             images = {"truth": self.image} | {name: one.images.cpu() for name, one in self.results.items()}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 from PIL import Image
 from torch import Tensor
 
-from fcs_lab.denoisers import Denoiser
+from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import fit_image
 from fcs_lab.latent import image_shape
-from fcs_lab.widgets.canvas import png
+from fcs_lab.widgets.canvas import MaskPainter, png
 from fcs_lab.zoo import load
 
 __all__ = ["SamplerLab"]
@@ -54,6 +56,15 @@ FD_STEPS = [("the dtype's", None), *((str(h), h) for h in (0.0005, 0.005, 0.05, 
 """h in the menu."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A result, and what makes it again."""
+
+    result: Image.Image
+    inputs: dict[str, Image.Image]
+    lines: str
+
+
 class SamplerLab(widgets.VBox):
     """A laboratory whose `run` samples in a thread of its own, so that the kernel and the widgets stay responsive.
 
@@ -66,6 +77,7 @@ class SamplerLab(widgets.VBox):
 
     def __init__(self, model: Denoiser | str) -> None:
         super().__init__()
+        self._name = model if isinstance(model, str) else None
         self.model = load(model) if isinstance(model, str) else model
         self.zoom = max(1, 192 // image_shape(self.model)[-1])  # screen pixels an image pixel, in pictures of results
         self._thread: threading.Thread | None = None
@@ -81,9 +93,19 @@ class SamplerLab(widgets.VBox):
         self.frame_caption = widgets.Label("")
         self.upload_image = widgets.FileUpload(accept="image/*", description="image…", layout=widgets.Layout(width="130px"))
         self.seed = self._control(widgets.IntText, 0, description="seed")
+        self.path = self._control(widgets.Text, "result.png", description="file")
+        self.save_button = widgets.Button(
+            description="Save", icon="save", disabled=True, layout=BUTTON, tooltip="the result, its inputs and the call"
+        )
+        self.call = widgets.Textarea(
+            placeholder="the call that makes the result again", rows=12, layout=widgets.Layout(width="720px")
+        )
+        self._keep: Kept | None = None
         self._starters = [self.run_button]
         self.run_button.on_click(lambda _: self.run())
         self.stop_button.on_click(lambda _: self.stop())
+        self.save_button.on_click(lambda _: self.save())
+        self.path.observe(self._show_call, "value")
         self.scrubber.observe(self._show_frame, "value")
         self.upload_image.observe(self._guarded(self._on_image_upload), "value")
 
@@ -100,7 +122,45 @@ class SamplerLab(widgets.VBox):
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def save(self) -> None:
+        """Write the last result where the file's name says, and beside it its inputs and the call that makes it again."""
+        self._say("")
+        try:
+            if self._keep is None:
+                raise ValueError("there is no result to save: press Run")
+            path = Path(self.path.value)
+            if path.suffix != ".png" or not path.parent.is_dir():
+                raise ValueError(f"file is {self.path.value!r}; expected the name of a .png in a folder that is there")
+            self._keep.result.save(path)
+            for name, picture in self._keep.inputs.items():
+                picture.save(_beside(path, name))
+            path.with_suffix(".py").write_text(self.call.value)
+        except (OSError, ValueError) as error:
+            self._say(str(error))
+            return
+        self._say(f"saved {path}, and beside it its inputs and {path.with_suffix('.py').name}", "#555")
+
     # For subclasses
+
+    def _offer(self, result: Image.Image, inputs: Mapping[str, Image.Image], lines: str) -> None:
+        """What Save writes from now on: the result, the pictures it was made of, and the lines that make it of them.
+
+        The lines find `model`, and each picture under its name; they leave `result`.
+        """
+        self._keep = Kept(result, dict(inputs), lines)
+        self.save_button.disabled = False
+        self._show_call()
+
+    def _show_call(self, _: object = None) -> None:
+        if self._keep is None:
+            return
+        path = Path(self.path.value)
+        pictures = "".join(f"{name} = Image.open({str(_beside(path, name))!r})\n" for name in self._keep.inputs)
+        load_it = f"fcs_lab.load({self._name!r})" if self._name else "...  # yours"
+        self.call.value = (
+            f"import torch\nfrom PIL import Image\n\nimport fcs_lab\n\nmodel = {load_it}\n{pictures}"
+            f"{self._keep.lines}\nresult.to_pil()[0].save({str(path)!r})\n"
+        )
 
     @property
     def _running(self) -> bool:
@@ -173,6 +233,21 @@ class SamplerLab(widgets.VBox):
 
         return guarded
 
+    def _takes_drops(self, painter: MaskPainter) -> None:
+        """A picture that is dropped on the painter is taken as an uploaded one is."""
+
+        def dropped(change: dict) -> None:
+            if change["new"]:
+                painter.dropped = b""  # so that the same picture, dropped again, is a change
+                try:
+                    image, said = fit_image(bytes(change["new"]), image_shape(self.model), "the dropped picture")
+                    self._say(said, "#555")
+                    self._set_image(image)
+                except (TypeError, ValueError) as error:
+                    self._say(str(error))
+
+        painter.observe(dropped, "dropped")
+
     def _picture(self) -> widgets.Image:
         """An empty frame for a picture of the model's size."""
         _, height, width = image_shape(self.model)
@@ -200,6 +275,31 @@ class SamplerLab(widgets.VBox):
         self.fd_step = control(widgets.Dropdown, options=FD_STEPS, index=0, description="difference h")
         self.eta = control(widgets.FloatSlider, 1.0, min=0, max=1, step=0.05, description="η")
 
+    def _prompt_controls(self) -> None:
+        self.prompt = self._control(widgets.Text, description="prompt")
+        self.guidance_scale = self._control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the model is told in words what to make."""
+        return as_model(self.model).num_prompts is not None
+
+    def _prompted(self) -> Denoiser:
+        """The model, told what the controls say.
+
+        Raises:
+            TypeError, ValueError: As for `with_prompt`.
+        """
+        if not (self.takes_prompts and self.prompt.value):
+            return self.model
+        return self.model.with_prompt(self.prompt.value, guidance_scale=self.guidance_scale.value)
+
+    def _prompt_told(self) -> str:
+        """The line that does the same, or none."""
+        if not (self.takes_prompts and self.prompt.value):
+            return ""
+        return f"model = model.with_prompt({self.prompt.value!r}, guidance_scale={self.guidance_scale.value})\n"
+
     def _algorithm_settings(self) -> dict[str, Any]:
         """What those controls say, as arguments of `sample`; the number of timesteps aside."""
         last, first = self.step_size.value
@@ -210,8 +310,30 @@ class SamplerLab(widgets.VBox):
             "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
         }
 
+    def _settings_told(self, settings: Mapping[str, Any]) -> str:
+        """Arguments of a call as they are written, the seed among them; what only the laboratory needs left out."""
+        told = {name: value for name, value in settings.items() if name not in ("progress", "callback_on_step_end")}
+        if told.pop("generator", None) is not None:
+            told["generator"] = f"torch.Generator().manual_seed({self.seed.value})"
+        return "".join(f", {name}={value if name == 'generator' else repr(value)}" for name, value in told.items())
+
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:
         # Pictures keep their own width, rather than the box's.
         layout = widgets.Layout(margin="0 12px 0 0", align_items="flex-start")
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=layout)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """Where a picture that a result was made of is kept."""
+    return path.with_name(f"{path.stem}_{name}.png")
+
+
+def call_of(method: str) -> str:
+    """A method of `fcs_lab.baselines.METHODS` as it is written: the beginning of its call, model and task among them."""
+    if method in DIRECTIONS:
+        return f"fcs_lab.sample(model, task, direction={method!r}"
+    if method == "fast":
+        return "fcs_lab.sample(model, task, preset='fast'"
+    asked = "fcs_lab.load('mnist-inpainting')" if method == "tuned" else "model"
+    return f"fcs_lab.baselines.{method}({asked}, task"

@@ -98,6 +98,8 @@ class SuperResolutionLab(SamplerLab):
                 ]
             ),
             self.curve,
+            widgets.HBox([self.path, self.save_button]),
+            self.call,
         ]
 
     @property
@@ -109,6 +111,17 @@ class SuperResolutionLab(SamplerLab):
         assumed = self.reduced_by.value if self.assumed.value == SAME else self.assumed.value
         sigma = self.noise_std.value
         return SuperResolution(low_res + sigma * noise.to(low_res), factor, assumed, noise_std=sigma)
+
+    def _task_told(self) -> str:
+        """The lines that make `task`, of the picture that is saved."""
+        task, reduced_by = self.task, self.reduced_by.value
+        assumed = reduced_by if self.assumed.value == SAME else self.assumed.value
+        noise = f" + {task.noise_std} * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))"
+        return (
+            f"small = fcs_lab.downsample(fcs_lab.to_tensor(image), {task.factor}, {reduced_by!r})\n"
+            f"task = fcs_lab.SuperResolution(small{noise if task.noise_std else ''}, {task.factor}, {assumed!r}, "
+            f"noise_std={task.noise_std})\n"
+        )
 
     def _set_image(self, image: Tensor) -> None:
         self.image = image
@@ -139,6 +152,8 @@ class SuperResolutionLab(SamplerLab):
         } | self._algorithm_settings()
         self.result, task, truth = None, self.task, self.image
         self.result_caption.value = ""
+        lines = f"{self._task_told()}result = fcs_lab.sample(model, task{self._settings_told(settings)})"
+        self._told = {"image": to_pil(truth)[0]}, lines
         self._start(lambda: self._work(task, truth, settings), settings["num_inference_steps"])
 
     def _work(self, task: SuperResolution, truth: Tensor, settings: dict) -> None:
@@ -149,6 +164,7 @@ class SuperResolutionLab(SamplerLab):
         self.result_caption.value = _judged(task, result.images.cpu(), truth)
         self.curve.value = plot_error({settings["direction"]: result}).png()
         self.curve.layout.display = ""
+        self._offer(result.to_pil()[0], *self._told)
         counts = f"{settings['direction']}: {result.nfe} evaluations"
         counts += f" + {result.n_backward} backward" if result.n_backward else ""
         self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"

@@ -46,7 +46,7 @@ class _Canvas(anywidget.AnyWidget):
     width = traitlets.Int(32).tag(sync=True)
     zoom = traitlets.Int(9, help="screen pixels an image pixel").tag(sync=True)
     name = traitlets.Unicode("image", help="what a screen reader calls it").tag(sync=True)
-    dropped = traitlets.Bytes(b"", help="the content of a picture's file that was dropped on it").tag(sync=True)
+    dropped = traitlets.CBytes(b"", help="the content of a picture's file that was dropped on it").tag(sync=True)
 
     def __init__(self, image: Tensor, **traits) -> None:
         super().__init__(**traits)

@@ -116,7 +116,7 @@ class TaskLab(SamplerLab):
                 ("Clear", "eraser", "all strokes"),
             )
         )
-        self.hint = widgets.HTML()
+        self.hint = widgets.HTML(layout=widgets.Layout(width="330px"))
         self.direction = self._direction_menu("newton", "gradient", "identity", description="method")
         others = [name for name in (*DIRECTIONS, *LINEAR) if name not in ("newton-jvp", "exact")]
         labels = DIRECTIONS | OTHERS
@@ -159,7 +159,10 @@ class TaskLab(SamplerLab):
         frames = titled("x̂_0 over the timesteps", self.frame_picture, self.scrubber, self.frame_caption)
         pictures = [titled("given", self.given_picture), titled("result", self.result_picture), self._beside_box, frames]
         self.children = [
-            widgets.HBox([titled("the image", self.painter), self._second, widgets.VBox(left), widgets.VBox(right)]),
+            widgets.HBox(
+                [titled("the image", self.painter), self._second, widgets.VBox(left), widgets.VBox(right)],
+                layout=widgets.Layout(flex_flow="row wrap"),
+            ),
             widgets.HBox([self.run_button, self.stop_button, self.progress]),
             self.status,
             self.message,
@@ -182,7 +185,8 @@ class TaskLab(SamplerLab):
         }
         for control, applies in shown.items():
             control.layout.display = "" if applies else "none"
-        self._beside_box.layout.display = "none"
+        self._beside_box.layout.display = self.curve.layout.display = "none"
+        self.result_picture.value = self._picture().value
         self.hint.value = f"<small>{HINTS[name]}</small>"
         self.when.value = {"style": WHEN[1], "class": WHEN[1], "silhouette": WHEN[2]}.get(name, WHEN[0])
         self._start_masks(name)

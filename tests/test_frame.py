@@ -1,6 +1,7 @@
 """The project's frame: pins that agree, a lean import, a wheel that carries the model."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -79,6 +80,35 @@ def test_the_wheel_carries_the_model_and_not_its_checkpoints(tmp_path):
     ):
         assert needed in names
     assert not [name for name in names if "checkpoints" in name or name.startswith(("tests", "figures", "notebooks"))]
+    licences = [name for name in names if ".dist-info/licenses/" in name]
+    assert sorted(Path(name).name for name in licences) == ["LICENSE", "NOTICE"], "NOTICE has the bundled pictures' sources"
+
+    # Installed without the repository, it samples with every bundled model.
+    there = tmp_path / "installed"
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(there),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    script = (
+        "import fcs_lab\n"
+        "print(fcs_lab.__file__)\n"
+        "images = {'mnist': fcs_lab.load_digits, 'fashion': fcs_lab.load_garments, 'emoji': fcs_lab.load_emoji}\n"
+        "for name, load in images.items():\n"
+        "    task = fcs_lab.SuperResolution(fcs_lab.downsample(load(1)[0], 2), 2)\n"
+        "    fcs_lab.sample(fcs_lab.load(name), task, num_inference_steps=1, inner_steps=1, progress=False)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(there)},
+                         capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == 0 and run.stdout.startswith(str(there)), run.stderr
 
 
 @pytest.mark.parametrize("folder", ["fcs_lab", "figures"])

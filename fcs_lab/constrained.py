@@ -93,6 +93,14 @@ def constrained(
             derivatives; a scheduler whose levels cannot be read; a wrong setting. In the pipeline's call, before any
             evaluation: a task of another size, or with more images.
         FloatingPointError: In the pipeline's call: something is not finite; it is named.
+
+    Example:
+        >>> pipe = fcs_lab.load("fashion").pipeline  # a StableDiffusionPipeline; yours will do
+        >>> garment, mask = fcs_lab.load_garments(1)[0], torch.arange(32).ge(16).expand(32, 32)
+        >>> with fcs_lab.constrained(pipe, fcs_lab.Inpainting(garment, mask), inner_steps=1) as run:
+        ...     picture = pipe("a photo of a sneaker", num_inference_steps=2, height=32, width=32).images[0]
+        >>> run.result.nfe, picture.size
+        (6, (32, 32))
     """
     check_pipeline(pipe)
     if layout is not None and not isinstance(layout, Layout):
@@ -160,7 +168,13 @@ def _peer(method: Any, settings: dict[str, Any]) -> Peer:
 
 
 class ConstrainedRun:
-    """What `constrained` gives: the result of the pipeline's last call, once there was one."""
+    """What `constrained` gives: the result of the pipeline's last call, once there was one.
+
+    Example:
+        >>> with fcs_lab.constrained(fcs_lab.load("fashion").pipeline) as run:
+        ...     print(run.result)
+        None
+    """
 
     def __init__(
         self,

@@ -114,6 +114,13 @@ class LinearConstraint(ConstraintBase):
         TypeError: y is not a floating-point tensor.
         ValueError: y is not finite, A and A_adjoint are not each other's transpose (tried on random vectors), or
             `noise_std` is not a number of at least 0.
+
+    Example:
+        >>> truth = fcs_lab.load_digits(2)[0]
+        >>> spread = lambda v: v[..., None].expand(*v.shape, 32) / 32  # the transpose of a mean
+        >>> task = fcs_lab.LinearConstraint(lambda x: x.mean(-1), spread, truth.mean(-1))
+        >>> task.shape, task.cost(truth).tolist()
+        ((1, 32, 32), [0.0, 0.0])
     """
 
     noise_std: float
@@ -246,6 +253,12 @@ class Inpainting(Selection, EachChannel):
         TypeError: Image or mask of a type, or a dtype, that is not taken.
         ValueError: Image and mask differ in size or number; a mask is empty, full or grey; a pixel is NaN, infinite
             or out of range.
+
+    Example:
+        >>> image, mask = fcs_lab.load_digits(1)[0], torch.arange(32).ge(16).expand(32, 32)  # True is filled in
+        >>> task = fcs_lab.Inpainting(image, mask)
+        >>> bool(task.error(torch.zeros_like(image))[..., 16:].any())  # what is hidden has no say
+        False
     """
 
     @ordinary()
@@ -276,6 +289,12 @@ class Colorization(LinearConstraint):
     Raises:
         TypeError: `grey` is of a type that is not taken.
         ValueError: It has more than one channel, or is one that `to_tensor` refuses.
+
+    Example:
+        >>> emoji = fcs_lab.load_emoji(1)[0]
+        >>> grey = fcs_lab.Colorization(torch.zeros(1, 1, 64, 64)).A(emoji)
+        >>> tuple(grey.shape), f"{fcs_lab.Colorization(grey).cost(emoji).item():.4f}"
+        ((1, 1, 64, 64), '0.0000')
     """
 
     @ordinary()
@@ -368,6 +387,11 @@ class CostConstraint(ConstraintBase):
     Raises:
         TypeError: `fn` cannot be called.
         ValueError: At its first use: the cost has another shape, or does not depend on x̂_0 differentiably.
+
+    Example:
+        >>> mirrored = fcs_lab.CostConstraint(lambda x0: (x0 - x0.flip(-1)).square().flatten(1).sum(1))
+        >>> tuple(mirrored.error(fcs_lab.load_digits(2)[0]).shape)
+        (2, 1, 32, 32)
     """
 
     batch_size: int | None = None

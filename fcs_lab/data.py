@@ -115,6 +115,11 @@ def load_digits(count: int = 256) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: `count` is not within 1…256.
+
+    Example:
+        >>> images, labels = fcs_lab.load_digits(3)
+        >>> tuple(images.shape), labels.tolist()
+        ((3, 1, 32, 32), [7, 2, 1])
     """
     return _load_bundled(BUNDLED_DIGITS, count)
 
@@ -125,6 +130,11 @@ def load_garments(count: int = 256) -> tuple[Tensor, Tensor]:
 
     Returns:
         Images (count, 1, 32, 32), float32 in [-1, 1], and their classes (count,), int64; `GARMENTS` names them.
+
+    Example:
+        >>> images, labels = fcs_lab.load_garments(3)
+        >>> tuple(images.shape)
+        (3, 1, 32, 32)
     """
     return _load_bundled(BUNDLED_GARMENTS, count)
 
@@ -153,6 +163,11 @@ def load_emoji(count: int = 256, *, split: Literal["test", "settings"] = "test")
 
     Raises:
         ValueError: `count` is not a whole number from 1 to what there is, or another split.
+
+    Example:
+        >>> images, alpha, names = fcs_lab.load_emoji(2)
+        >>> tuple(images.shape), tuple(alpha.shape), len(names)
+        ((2, 3, 64, 64), (2, 1, 64, 64), 2)
     """
     if not isinstance(split, str) or split not in ("test", "settings"):
         raise ValueError(f"split is {split!r}; expected 'test' or 'settings'")

@@ -55,6 +55,10 @@ class Denoiser(Protocol):
         def __call__(self, x_t, t):                  # (B, C, H, W) -> x̂_0, (B, C, H, W)
             return alpha_bar_at(self, t, x_t).sqrt() * x_t
     ```
+
+    Example:
+        >>> isinstance(fcs_lab.load("mnist"), fcs_lab.Denoiser)
+        True
     """
 
     scheduler: SchedulerMixin

@@ -62,6 +62,13 @@ class Blur(_Filter):
         TypeError: `image` or `kernel` is of a type that is not taken.
         ValueError: The kernel has another shape, values that are not finite, or another sum; the image is one that
             `to_tensor` refuses.
+
+    Example:
+        >>> kernel = torch.full((1, 5), 1 / 5)  # moved sideways by five pixels
+        >>> truth = fcs_lab.load_digits(1)[0]
+        >>> task = fcs_lab.Blur(fcs_lab.blur(truth, kernel), kernel)
+        >>> task.shape, f"{task.cost(truth).item():.4f}"
+        ((1, 32, 32), '0.0000')
     """
 
     @ordinary()
@@ -89,6 +96,12 @@ class SuperResolution(_Filter):
         TypeError: `low_res` or `kernel` is of a type that is not taken.
         ValueError: `factor` is not a whole number ≥ 2, the kernel is none of these, or the image is one that
             `to_tensor` refuses.
+
+    Example:
+        >>> small = fcs_lab.downsample(fcs_lab.load_digits(1)[0], 4)
+        >>> task = fcs_lab.SuperResolution(small, 4)
+        >>> tuple(small.shape), task.shape
+        ((1, 1, 8, 8), (1, 32, 32))
     """
 
     @ordinary()
@@ -112,6 +125,10 @@ def blur(images: ImageLike, kernel: Tensor | np.ndarray) -> Tensor:
 
     Raises:
         TypeError, ValueError: As for `Blur`.
+
+    Example:
+        >>> tuple(fcs_lab.blur(fcs_lab.load_digits(2)[0], torch.full((3, 3), 1 / 9)).shape)
+        (2, 1, 32, 32)
     """
     x = to_tensor(images, "images")
     return Blur(x, kernel).A(x)
@@ -123,6 +140,10 @@ def downsample(images: ImageLike, factor: int, kernel: Kernel = "bicubic") -> Te
 
     Raises:
         TypeError, ValueError: As for `SuperResolution`; `factor` does not divide the height and the width.
+
+    Example:
+        >>> tuple(fcs_lab.downsample(fcs_lab.load_digits(2)[0], 4, "box").shape)
+        (2, 1, 8, 8)
     """
     _check_factor(factor)
     x = to_tensor(images, "images")
@@ -142,6 +163,11 @@ def upsample(images: ImageLike, factor: int) -> Tensor:
 
     Raises:
         TypeError, ValueError: As for `SuperResolution`.
+
+    Example:
+        >>> small = fcs_lab.downsample(fcs_lab.load_digits(2)[0], 4)
+        >>> tuple(fcs_lab.upsample(small, 4).shape)
+        (2, 1, 32, 32)
     """
     _check_factor(factor)
     x = to_tensor(images, "images", limit=BEYOND)

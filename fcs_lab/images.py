@@ -188,6 +188,12 @@ def to_tensor(image: ImageLike, name: str = "image", limit: float = 1.0) -> Tens
     Raises:
         TypeError: Not one of these types, or a dtype whose range is ambiguous.
         ValueError: A shape, mode, or range that is ambiguous or wrong; NaN or infinite values.
+
+    Example:
+        >>> from PIL import Image
+        >>> x = fcs_lab.to_tensor(Image.new("RGB", (6, 8), "white"))
+        >>> tuple(x.shape), x.max().item()
+        ((1, 3, 8, 6), 1.0)
     """
     if isinstance(image, list | tuple):
         if not image:
@@ -309,6 +315,11 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     Raises:
         TypeError: Not a floating-point tensor.
         ValueError: Another shape, no images, or NaN.
+
+    Example:
+        >>> picture = fcs_lab.to_pil(torch.zeros(1, 3, 8, 6))[0]
+        >>> picture.size, picture.mode
+        ((6, 8), 'RGB')
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         raise TypeError(f"images is {describe(images)}; expected a floating-point tensor (B, C, H, W) in [-1, 1]")

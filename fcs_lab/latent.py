@@ -49,6 +49,12 @@ class LatentDenoiser(LatentSpace):
     Raises:
         ValueError: The network is no base model: it takes more than the VAE's latents (an inpainting or depth model),
             had guidance distilled into it, or is SDXL's refiner.
+
+    Example:
+        >>> model = fcs_lab.load("fashion")
+        >>> sneakers = model.with_prompt("a photo of a sneaker", guidance_scale=2.0)
+        >>> model.shape, model.image_shape, sneakers.guidance_scale
+        ((4, 8, 8), (1, 32, 32), 2.0)
     """
 
     any_size = True

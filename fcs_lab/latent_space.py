@@ -171,12 +171,13 @@ class Layout:
     They only move numbers about, since x_T is white noise on either side. Scale and shift between these latents and those
     that the VAE takes are read from the VAE itself.
 
-    ```python
-    def unpack(tokens, height, width):  # one token a latent cell, row by row
-        return tokens.transpose(1, 2).unflatten(2, (height // 8, width // 8))
-
-    layout = fcs_lab.Layout(unpack, pack=lambda z: z.flatten(2).transpose(1, 2))
-    ```
+    Example:
+        >>> tokens = fcs_lab.Layout(  # latents that are kept as (B, h w, c)
+        ...     unpack=lambda z, height, width: z.unflatten(1, (height // 8, width // 8)).movedim(-1, 1),
+        ...     pack=lambda z: z.movedim(1, -1).flatten(1, 2),
+        ... )
+        >>> tuple(tokens.unpack(torch.zeros(2, 48, 4), 64, 48).shape)
+        (2, 4, 8, 6)
     """
 
     unpack: Callable[[Tensor, int, int], Tensor]
@@ -236,6 +237,12 @@ class LatentInpainting(Selection):
     Raises:
         TypeError, ValueError: As for `Inpainting`; a size that the VAE's factor does not divide; a mask that leaves no
             latent cell known.
+
+    Example:
+        >>> garment, mask = fcs_lab.load_garments(1)[0], torch.arange(32).ge(16).expand(32, 32)
+        >>> task = fcs_lab.LatentInpainting(garment, mask, fcs_lab.load("fashion"))
+        >>> task.shape, int(task.known[0, 0].sum())  # of 64 latent cells 32 are known
+        ((4, 8, 8), 32)
     """
 
     @ordinary()

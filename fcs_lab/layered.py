@@ -21,7 +21,14 @@ __all__ = ["LayeredComposite", "LayersResult"]
 
 @dataclass
 class LayersResult:
-    """What `infer_layers` returns. For one composite there is no leading B."""
+    """What `infer_layers` returns. For one composite there is no leading B.
+
+    Example:
+        >>> model, composite = fcs_lab.load("mnist"), fcs_lab.load_digits(1)[0]
+        >>> found = fcs_lab.infer_layers(model, composite, 2, num_inference_steps=2, inner_steps=1, progress=False)
+        >>> tuple(found.compose(visible=[1], shifts={1: (0, 4)}).shape), [picture.mode for picture in found.to_pil()]
+        ((1, 32, 32), ['RGBA', 'RGBA'])
+    """
 
     layers: Tensor = field(repr=False)
     """x_k (B, K, C, H, W) in [-1, 1], what is hidden in the composite included."""

@@ -136,6 +136,12 @@ def infer_layers(
     Raises:
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
+
+    Example:
+        >>> model, composite = fcs_lab.load("mnist"), fcs_lab.load_digits(1)[0]
+        >>> found = fcs_lab.infer_layers(model, composite, 2, num_inference_steps=2, inner_steps=1, progress=False)
+        >>> tuple(found.layers.shape), tuple(found.masks.shape)
+        ((2, 1, 32, 32), (2, 32, 32))
     """
     model = as_model(model)
     y = to_channels(to_tensor(composite, "composite"), model.image_shape[0], "composite")

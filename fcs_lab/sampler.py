@@ -31,7 +31,13 @@ StepSize = float | tuple[float, float] | Callable[[int, int], float]
 
 @dataclass
 class Result:
-    """What `sample` returns."""
+    """What `sample` returns.
+
+    Example:
+        >>> result = fcs_lab.sample(fcs_lab.load("mnist"), None, num_inference_steps=2, progress=False)
+        >>> result.to_pil()[0].size, result.nfe, result.completed
+        ((32, 32), 2, True)
+    """
 
     x0: Tensor = field(repr=False)
     """The samples as the sampler left them (B, C, H, W), unclipped, latents of a latent model; of a run that was ended
@@ -167,6 +173,14 @@ def sample(
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
         FloatingPointError: Something became infinite or NaN: what it was, at which timestep, and what mostly helps.
+
+    Example:
+        >>> model, (digits, labels) = fcs_lab.load("mnist"), fcs_lab.load_digits(2)
+        >>> task = fcs_lab.Inpainting(digits, torch.arange(32).ge(16).expand(32, 32))
+        >>> seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+        >>> result = fcs_lab.sample(model, task, num_inference_steps=2, inner_steps=1, generator=seeds, progress=False)
+        >>> tuple(result.images.shape), result.nfe  # 2 timesteps of 1 + 2 K evaluations
+        ((2, 1, 32, 32), 6)
     """
     trained = as_model(model).scheduler.config.num_train_timesteps
     own = {

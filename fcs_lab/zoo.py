@@ -88,6 +88,11 @@ def load(
         ValueError: A pipeline that is not supported, pickled weights, a damaged file, a device that is not there, a
             prompt for an unconditional model.
         OSError: Nothing of that name was found, or the hub cannot be reached.
+
+    Example:
+        >>> model = fcs_lab.load("mnist")
+        >>> model.shape, model.dtype
+        ((1, 32, 32), torch.float32)
     """
     if torch_dtype is not None and not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
         raise TypeError(f"torch_dtype is {torch_dtype!r}; expected a floating-point torch.dtype")

@@ -57,7 +57,12 @@ LONG = 600.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One check."""
+    """One check.
+
+    Example:
+        >>> print(fcs_lab.Finding("fd_step", "ok", "h = 0.005 suits float32"))
+              ok  fd_step: h = 0.005 suits float32
+    """
 
     check: str
     """Its name: "fd_step", "symmetry", "step_size", "invertibility", "leakage", "distribution", "range" or "cost"."""
@@ -76,7 +81,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` returns: its findings, in order. Printed, it is the report."""
+    """What `diagnose` returns: its findings, in order. Printed, it is the report.
+
+    Example:
+        >>> found = fcs_lab.Diagnosis((fcs_lab.Finding("fd_step", "ok", "h = 0.005 suits float32"),), evaluations=46)
+        >>> found["fd_step"].verdict, len(found)
+        ('ok', 1)
+    """
 
     findings: tuple[Finding, ...]
     evaluations: int
@@ -152,6 +163,12 @@ def diagnose(
         TypeError, ValueError: As for `sample`, or as for `constrained` and the pipeline's call; other arguments for a
             denoiser.
         FloatingPointError: Something became infinite or NaN; it is named.
+
+    Example:
+        >>> digit, mask = fcs_lab.load_digits(1)[0], torch.arange(32).ge(16).expand(32, 32)
+        >>> found = fcs_lab.diagnose(fcs_lab.load("mnist"), fcs_lab.Inpainting(digit, mask))
+        >>> found.evaluations, found["cost"].verdict
+        (46, 'ok')
     """
     check_task(task)
     if task is None:

@@ -67,6 +67,11 @@ class SensitivityMap:
     Raises:
         TypeError, ValueError: An argument is wrong, before any work; the folder is another map's.
         ImportError: The extra 'study' is not installed.
+
+    Example:
+        >>> axes = ("step_size_first", [0.1, 0.5]), ("inner_steps", [1, 2])
+        >>> len(fcs_lab.SensitivityMap("mnist", 1, *axes, num_inference_steps=2).missing())
+        4
     """
 
     def __init__(

@@ -55,7 +55,8 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 
 docs: .venv/.installed
-	$(BIN)/pdoc --math -o docs fcs_lab
+	$(BIN)/pdoc --math --docformat google -o docs fcs_lab $(patsubst %,fcs_lab.%,algorithm baselines probes study diagnosis \
+	  sensitivity features metrics plots widgets pipelines families forecast data images zoo)
 
 # After a change of dependencies: every pin anew. Torch is pinned by version alone, so that a CPU, a CUDA or a Mac
 # build satisfies it; what only its CUDA build needs is left to pip.

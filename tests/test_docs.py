@@ -21,8 +21,8 @@ def test_an_example_runs(name, capsys):
 
 
 def test_the_pages(tmp_path):
-    """What `make docs` does."""
-    command = [sys.executable, "-m", "pdoc", "--math", "-o", str(tmp_path), "fcs_lab"]
+    """What `make docs` does, of the top of the package."""
+    command = [sys.executable, "-m", "pdoc", "--math", "--docformat", "google", "-o", str(tmp_path), "fcs_lab"]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(fcs_lab.__file__).parents[1])
     page = (tmp_path / "fcs_lab.html").read_text()
     assert not [name for name in fcs_lab.__all__ if f'id="{name}"' not in page]

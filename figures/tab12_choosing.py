@@ -62,9 +62,9 @@ def left(runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
         print(f"{name}: {dry_run(study, runs / name)}", flush=True)
 
 
-def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
+def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES, run: bool = True) -> None:
     left(runs, archives)
-    interrupted = False
+    interrupted = not run
     for name, study in STUDIES.items():
         try:
             if not interrupted:
@@ -93,7 +93,7 @@ def main(output: Path, runs: Path = RUNS, archives: Path = ARCHIVES) -> None:
                 settings={"studies": STUDIES, "costs": {"batches": BATCHES, "evaluations": EVALUATIONS, "rounds": ROUNDS}},
                 numbers=numbers)  # fmt: skip
     (output / "tab12_choosing.md").write_text(markdown(tables, numbers))
-    if interrupted:
+    if interrupted and run:
         sys.exit("interrupted: the table is of what was finished, which is in figures/records; the same command goes on")
 
 
@@ -334,6 +334,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIGURES / "output")
     parser.add_argument("--dry-run", action="store_true", help="only say what is left to do, and how long it takes")
+    parser.add_argument("--report", action="store_true", help="only write the table, of what is there")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help="only print a method's peaks, in bytes")
     asked = parser.parse_args()
     if asked.peak:
@@ -341,4 +342,4 @@ if __name__ == "__main__":
     elif asked.dry_run:
         left()
     else:
-        main(asked.output)
+        main(asked.output, run=not asked.report)

@@ -204,9 +204,10 @@ def plot_trade_off(
                 best = row.mean
                 front.append(row)
         axes.plot([row.price for row in front], [row.mean for row in front], "o-", ms=5, color="#0072B2")
-        for i, row in enumerate(front):  # above and below in turn: neighbours on the front lie close
-            away = (4, -11 if i % 2 else 5)
-            axes.annotate(_label(row), (row.price, row.mean), xytext=away, textcoords="offset points", fontsize=8)
+        for i, row in enumerate(front):  # above and below in turn, the last to the left: neighbours on the front lie close
+            last = 0 < i == len(front) - 1
+            where = {"xytext": (-4 if last else 4, -11 if i % 2 else 5), "ha": "right" if last else "left"}
+            axes.annotate(_label(row), (row.price, row.mean), textcoords="offset points", fontsize=8, **where)
         axes.set(xlabel=label, title=task)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

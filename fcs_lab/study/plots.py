@@ -204,16 +204,16 @@ def plot_trade_off(
                 best = row.mean
                 front.append(row)
         axes.plot([row.price for row in front], [row.mean for row in front], "o-", ms=5, color="#0072B2")
-        for i, row in enumerate(front):  # above and below in turn, the last to the left: neighbours on the front lie close
-            last = 0 < i == len(front) - 1
-            where = {"xytext": (-4 if last else 4, -11 if i % 2 else 5), "ha": "right" if last else "left"}
-            axes.annotate(_label(row), (row.price, row.mean), textcoords="offset points", fontsize=8, **where)
         axes.set(xlabel=label, title=task)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
+        for i, row in enumerate(front):  # above and below in turn, and to the left at the right: neighbours lie close
+            across, _ = (axes.transData - axes.transAxes).transform((row.price, row.mean))
+            side = {"xytext": (-5 if across > 0.6 else 4, -11 if i % 2 else 5), "ha": "right" if across > 0.6 else "left"}
+            axes.annotate(_label(row), (row.price, row.mean), textcoords="offset points", fontsize=8, **side)
     figure.axes[0].set_ylabel(f"{metric}, {rows.part.iloc[0]} ± a standard error")
     return figure
 

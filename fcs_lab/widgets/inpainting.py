@@ -20,7 +20,7 @@ from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
 from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab, call_of
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab, call_of, counts
 from fcs_lab.zoo import load
 
 __all__ = ["InpaintingLab"]
@@ -247,11 +247,7 @@ class InpaintingLab(SamplerLab):
         self.curve.layout.display = "" if traced else "none"
         if traced:
             self.curve.value = plot_error(traced).png()
-        counts = ", ".join(
-            f"{name}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
-            for name, one in self.results.items()
-        )
-        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"
+        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts(self.results)})"
 
 
 def _masked(image: Tensor, mask: Tensor) -> Image.Image:

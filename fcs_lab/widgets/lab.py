@@ -16,6 +16,7 @@ from torch import Tensor
 from fcs_lab.denoisers import Denoiser, as_model
 from fcs_lab.images import fit_image
 from fcs_lab.latent import image_shape
+from fcs_lab.sampler import Result
 from fcs_lab.widgets.canvas import MaskPainter, png
 from fcs_lab.zoo import load
 
@@ -322,6 +323,14 @@ class SamplerLab(widgets.VBox):
         # Pictures keep their own width, rather than the box's.
         layout = widgets.Layout(margin="0 12px 0 0", align_items="flex-start")
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=layout)
+
+
+def counts(results: Mapping[str, Result]) -> str:
+    """What each method took, as the status says it."""
+    return ", ".join(
+        f"{name}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
+        for name, one in results.items()
+    )
 
 
 def _beside(path: Path, name: str) -> Path:

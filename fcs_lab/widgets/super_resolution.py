@@ -15,7 +15,7 @@ from fcs_lab.metrics import data_consistency, psnr
 from fcs_lab.plots import plot_error
 from fcs_lab.sampler import Result, State, sample
 from fcs_lab.widgets.canvas import png
-from fcs_lab.widgets.lab import SamplerLab
+from fcs_lab.widgets.lab import SamplerLab, counts
 
 __all__ = ["SuperResolutionLab"]
 
@@ -165,9 +165,8 @@ class SuperResolutionLab(SamplerLab):
         self.curve.value = plot_error({settings["direction"]: result}).png()
         self.curve.layout.display = ""
         self._offer(result.to_pil()[0], *self._told)
-        counts = f"{settings['direction']}: {result.nfe} evaluations"
-        counts += f" + {result.n_backward} backward" if result.n_backward else ""
-        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts})"
+        told = counts({settings["direction"]: result})
+        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({told})"
 
     def _after_timestep(self, state: State, step_index: int, timestep: int, _: dict) -> None:
         (picture,) = to_pil(decode(self.model, state.x0))

@@ -24,7 +24,7 @@ from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import plot_error
 from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import DIRECTIONS, OTHERS, SamplerLab, call_of
+from fcs_lab.widgets.lab import DIRECTIONS, OTHERS, SamplerLab, call_of, counts
 
 __all__ = ["TaskLab"]
 
@@ -335,12 +335,8 @@ class TaskLab(SamplerLab):
         self._offer(first.to_pil()[0], *self._told)
         self.curve.value = plot_error(self.results).png()
         self.curve.layout.display = ""
-        counts = ", ".join(
-            f"{method}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
-            for method, one in self.results.items()
-        )
         completed = len(self.results) == len(settings) and all(one.completed for one in self.results.values())
-        self.status.value = ("done" if completed else "stopped, partial result") + f" ({counts})"
+        self.status.value = ("done" if completed else "stopped, partial result") + f" ({counts(self.results)})"
 
     def _after_timestep(self, method: str, state: State, step_index: int, timestep: int, _: dict) -> None:
         (picture,) = to_pil(decode(self.model, state.x0))

@@ -47,7 +47,7 @@ COLUMNS = {  # of the written table: metric and part, what it is called
 }  # fmt: skip
 WITH_HIDDEN = {("mse", "all"), ("ssim", "all"), ("consistency", "all")}
 """What is left out where there is a hidden part."""
-COSTED = ("mnist",)
+COSTED = ("mnist", "fashion")
 BATCHES, EVALUATIONS, ROUNDS, BUDGET = (8, 24), 8, 3, 1024
 """Of the costs: two batches, whose difference in memory is what an image takes; MiB."""
 REAL, REAL_OF, DRAWS = (16, 32, 64, 128), tuple(MODELS), 20

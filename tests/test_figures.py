@@ -362,7 +362,9 @@ def test_the_table_of_failures(tmp_path, monkeypatch):
 
 def test_the_table_to_choose_by(tmp_path, monkeypatch, capsys):
     """It goes on from the archive where its folder is gone, chooses by the rule, and names what is compared."""
-    module = script(ROOT / "figures" / "tab12_choosing.py", monkeypatch, REAL=(16,), DRAWS=2, BATCHES=(1, 2))
+    module = script(ROOT / "figures" / "tab12_choosing.py", monkeypatch, REAL=(16,), DRAWS=2)
+    monkeypatch.setattr(module, "COSTED", ("mnist",))
+    monkeypatch.setattr(module, "BATCHES", (1, 2))
     monkeypatch.setattr(module, "REAL_OF", ("mnist",))
     common = {"model": "mnist", "tasks": ["right-half", "sr4"], "budgets": [5], "metrics": ["mse", "kid"]}
     search = common | {

@@ -23,8 +23,7 @@ def test_choose_a_study_a_task_and_a_metric(lab, page):  # noqa: F811
     run_cells(page, lab, "choosing", 2)
     picture = page.locator(".jp-OutputArea img.widget-image")
     picture.wait_for()
-    menus = (page.locator(".widget-dropdown", has_text=name) for name in ("study", "task", "metric"))
-    study, task, metric = (menu.locator("select") for menu in menus)
+    study, task, metric = (page.get_by_label(name, exact=True) for name in ("study", "task", "metric"))
 
     def drawn(seen):
         """The picture, once it is another."""

@@ -64,6 +64,12 @@ def test_import_brings_neither_plots_nor_widgets():
     assert run.stdout.strip() == "[]"
 
 
+def test_the_widgets_take_no_extra():
+    """pandas is the study's; what shows a study's table is imported by itself."""
+    script = "import sys, diffusers, transformers; sys.modules['pandas'] = None; import fcs_lab.widgets"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
 def test_the_wheel_carries_the_model_and_not_its_checkpoints(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)

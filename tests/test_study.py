@@ -29,7 +29,7 @@ from fcs_lab.study.store import Full, Store, cells_of
 from fcs_lab.study.subject import Images, Subject
 from fcs_lab.study.tables import report, summary
 from fcs_lab.study.tasks import Posed, mask, pose
-from fcs_lab.widgets import StudyTable
+from fcs_lab.widgets.study_table import StudyTable
 
 SMALL = {
     "model": "mnist",

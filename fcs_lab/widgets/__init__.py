@@ -1,4 +1,7 @@
-"""Jupyter widgets: paint a mask, press Run, look at what the sampler does. Needs ipywidgets and anywidget."""
+"""Jupyter widgets: paint a mask, press Run, look at what the sampler does. Needs ipywidgets and anywidget.
+
+`fcs_lab.widgets.study_table`, the menus of a study's table, takes the extra 'study' and is imported by itself.
+"""
 
 from fcs_lab.widgets.canvas import MaskPainter, PixelPicker, ScribblePainter
 from fcs_lab.widgets.families import FamilyMenu
@@ -6,7 +9,6 @@ from fcs_lab.widgets.inpainting import InpaintingLab
 from fcs_lab.widgets.jacobian import JacobianLab
 from fcs_lab.widgets.layers import LayersLab
 from fcs_lab.widgets.sensitivity import SensitivityLab
-from fcs_lab.widgets.study_table import StudyTable
 from fcs_lab.widgets.super_resolution import SuperResolutionLab
 from fcs_lab.widgets.tasks import TaskLab
 
@@ -19,7 +21,6 @@ __all__ = [
     "PixelPicker",
     "ScribblePainter",
     "SensitivityLab",
-    "StudyTable",
     "SuperResolutionLab",
     "TaskLab",
 ]

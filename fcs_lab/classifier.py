@@ -18,6 +18,9 @@ __all__ = ["Classifier", "load_classifier"]
 CLASSIFIERS = {"digits": "classifier", "garments": "fashion-classifier", "emoji": "emoji-classifier"}
 """The folders of their weights."""
 
+JUDGES = {"mnist": "digits", "fashion": "garments", "emoji": "emoji"}
+"""Of a bundled model the classifier that tells its images apart."""
+
 EMOJI = {"channels": 3, "size": 64, "classes": len(EMOJI_CLASSES) + 1}
 """The emoji classifier's arguments; its last class is everything that is not in `EMOJI_CLASSES`."""
 

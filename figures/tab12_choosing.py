@@ -27,14 +27,13 @@ from tqdm.auto import tqdm
 
 import fcs_lab
 from fcs_lab.baselines import BUDGETS, METHODS, budget
-from fcs_lab.classifier import load_classifier
+from fcs_lab.classifier import JUDGES, load_classifier
 from fcs_lab.records import save_record
 from fcs_lab.study import records
 from fcs_lab.study.config import Entry, Study, evaluations_of, read_studies
 from fcs_lab.study.measures import set_distances
 from fcs_lab.study.run import dry_run, outcome
 from fcs_lab.study.store import Store
-from fcs_lab.study.subject import JUDGES
 from fcs_lab.study.tables import summary
 
 STUDIES = {"search": "search", "bundled": "bundled"}

@@ -118,6 +118,19 @@ def test_the_other_laboratories_save_as_well(kind, tmp_path):
     assert torch.equal(again(lab, tmp_path).images, lab.result.images)
 
 
+def test_a_comparison_that_is_stopped_saves_what_it_came_to(tmp_path):
+    lab = made(InpaintingLab)
+    taken = lab._add_frame
+    lab._add_frame = lambda *frame: lab.stop() or taken(*frame)  # after its first timestep
+    lab.compare()
+    lab.wait()
+    lab.seed.value = 5  # another seed than that of the run
+    assert list(lab.results) == ["identity"] and "direction='identity'" in lab.call.value
+    assert "manual_seed(0)" in lab.call.value
+    result = again(lab, tmp_path)
+    assert result.completed and not lab.result.completed and result.images.shape == lab.result.images.shape
+
+
 @pytest.mark.parametrize("method", ["fast", "tuned", "biharmonic", "deep_image_prior"])
 def test_the_call_of_any_method(method):
     lab = made(InpaintingLab)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcs_lab.baselines import METHODS, PEERS, WITHOUT_MODEL
-from fcs_lab.classifier import load_classifier
+from fcs_lab.classifier import JUDGES, load_classifier
 from fcs_lab.constrained import constrained
 from fcs_lab.data import GARMENTS, IMAGE_SUFFIXES, image_files, load_digits, load_emoji, load_garments
 from fcs_lab.denoisers import Denoiser, as_model
@@ -25,8 +25,6 @@ from fcs_lab.records import weights_of
 from fcs_lab.study.config import Entry, Study
 from fcs_lab.study.tasks import Posed, pose, read_masks
 from fcs_lab.zoo import load, load_pipeline
-
-JUDGES = {"mnist": "digits", "fashion": "garments", "emoji": "emoji"}
 
 
 class Images:

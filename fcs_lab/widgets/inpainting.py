@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from fcs_lab.baselines import METHODS, WITHOUT_MODEL
 from fcs_lab.constraints import Inpainting
-from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.images import fit_mask, to_pil
-from fcs_lab.latent import decode, image_shape
 from fcs_lab.plots import HIDDEN, image_grid, plot_error
-from fcs_lab.sampler import Result, State
+from fcs_lab.sampler import Result
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab, call_of, counts
+from fcs_lab.widgets.lab import BUTTON, DIRECTIONS, OTHERS, SamplerLab, Told
 from fcs_lab.zoo import load
 
 __all__ = ["InpaintingLab"]
@@ -41,10 +39,7 @@ class InpaintingLab(SamplerLab):
     def __init__(self, model: Denoiser | str = "mnist") -> None:
         super().__init__(model)
         self.results: dict[str, Result] = {}
-        try:
-            self._examples = example_images(self.model)
-        except (ImportError, ValueError):  # there are none of its kind: begin with grey, and upload
-            self._examples = torch.zeros(1, *image_shape(self.model))
+        self._examples = self._bundled_images()
         self.image = self._examples[:1]
         self._build()
         plots = widgets.VBox([self.comparison, self.curve], layout=widgets.Layout(align_items="flex-start"))
@@ -189,12 +184,10 @@ class InpaintingLab(SamplerLab):
             return
         settings = {direction: self._settings_of(direction) for direction in directions}
         self.results = {}
-        last = directions[-1]
-        lines = [self._prompt_told(), "task = fcs_lab.Inpainting(image, mask)\n",
-                 f"result = {call_of(last)}{self._settings_told(settings[last])})"]  # fmt: skip
         mask = to_pil(task.mask.to(task.y.dtype) * 2 - 1)[0]
-        self._told = {"image": to_pil(self.image)[0], "mask": mask}, "".join(lines)
-        self._start(lambda: self._work(model, task, settings), self.num_inference_steps.value * len(directions))
+        inputs = {"image": to_pil(self.image)[0], "mask": mask}
+        told = Told(inputs, f"{self._prompt_told()}task = fcs_lab.Inpainting(image, mask)\n")
+        self._start(lambda: self._work(model, task, settings, told), self.num_inference_steps.value * len(directions))
 
     def _settings_of(self, method: str) -> dict[str, Any]:
         """What the controls say, of what the method has."""
@@ -205,7 +198,7 @@ class InpaintingLab(SamplerLab):
         settings |= {
             "num_inference_steps": self.num_inference_steps.value,
             "generator": torch.Generator().manual_seed(self.seed.value),
-            "callback_on_step_end": self._after_timestep(method),
+            "callback_on_step_end": partial(self._after_timestep, f"{method}, "),
         }
         if method == "fast":
             settings["fd_step"] = self.fd_step.value
@@ -213,7 +206,7 @@ class InpaintingLab(SamplerLab):
             settings |= self._algorithm_settings() | {"regularization": self.regularization.value}
         return settings
 
-    def _work(self, model: Denoiser, task: Inpainting, settings: dict[str, dict[str, Any]]) -> None:
+    def _work(self, model: Denoiser, task: Inpainting, settings: dict[str, dict[str, Any]], told: Told) -> None:
         """In the thread: sample, showing x̂_0 as it goes."""
         for method, own in settings.items():
             self.status.value = f"{method} …"
@@ -222,14 +215,8 @@ class InpaintingLab(SamplerLab):
             if self._stopping.is_set():
                 break
         self._show_results(task)
-
-    def _after_timestep(self, direction: str) -> Callable[[State, int, int, dict], None]:
-        def callback(state: State, step_index: int, timestep: int, _: dict) -> None:
-            (picture,) = to_pil(decode(self.model, state.x0))
-            caption = f"{direction}, t = {timestep}, {state.nfe} evaluations"
-            state.interrupt = self._add_frame(caption, picture)
-
-        return callback
+        last = next(reversed(self.results))
+        self._offer(self.results[last], told, last, settings[last])
 
     def _show_results(self, task: Inpainting) -> None:
         hidden = _masked(self.image, task.mask)
@@ -237,7 +224,6 @@ class InpaintingLab(SamplerLab):
         self.truth_picture.value = png(to_pil(self.image)[0], self.zoom)
         result = self.result
         self.result_picture.value = png(result.to_pil()[0], self.zoom)
-        self._offer(result.to_pil()[0], *self._told)
         self.comparison.layout.display = "none" if len(self.results) == 1 else ""
         if len(self.results) > 1:
             images = {"truth": self.image} | {name: one.images.cpu() for name, one in self.results.items()}
@@ -247,7 +233,7 @@ class InpaintingLab(SamplerLab):
         self.curve.layout.display = "" if traced else "none"
         if traced:
             self.curve.value = plot_error(traced).png()
-        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({counts(self.results)})"
+        self._ended(self.results, result.completed)
 
 
 def _masked(image: Tensor, mask: Tensor) -> Image.Image:

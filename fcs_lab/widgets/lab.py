@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 from PIL import Image
 from torch import Tensor
 
+from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser, as_model
-from fcs_lab.images import fit_image
-from fcs_lab.latent import image_shape
-from fcs_lab.sampler import Result
+from fcs_lab.images import fit_image, to_pil
+from fcs_lab.latent import decode, image_shape
+from fcs_lab.sampler import Result, State
 from fcs_lab.widgets.canvas import MaskPainter, png
 from fcs_lab.zoo import load
 
@@ -55,6 +57,14 @@ OTHERS = {
 """The others that inpaint, by their names in `fcs_lab.baselines.METHODS`."""
 FD_STEPS = [("the dtype's", None), *((str(h), h) for h in (0.0005, 0.005, 0.05, 0.3, 1.0))]
 """h in the menu."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A task as it is written: the lines that make it of pictures, each of which they find under its name."""
+
+    inputs: dict[str, Image.Image]
+    lines: str
 
 
 @dataclass(frozen=True)
@@ -143,12 +153,10 @@ class SamplerLab(widgets.VBox):
 
     # For subclasses
 
-    def _offer(self, result: Image.Image, inputs: Mapping[str, Image.Image], lines: str) -> None:
-        """What Save writes from now on: the result, the pictures it was made of, and the lines that make it of them.
-
-        The lines find `model`, and each picture under its name; they leave `result`.
-        """
-        self._keep = Kept(result, dict(inputs), lines)
+    def _offer(self, result: Result, posed: Told, method: str, settings: Mapping[str, Any]) -> None:
+        """What Save writes from now on: the result, what the task is made of, and the call of the method."""
+        call = f"result = {call_of(method)}{_settings_told(settings)})"
+        self._keep = Kept(result.to_pil()[0], posed.inputs, f"{posed.lines}{call}")
         self.save_button.disabled = False
         self._show_call()
 
@@ -190,6 +198,19 @@ class SamplerLab(widgets.VBox):
         self._thread = threading.Thread(target=guarded, daemon=True)
         self._thread.start()
 
+    def _after_timestep(self, told: str, state: State, step_index: int, timestep: int, _: dict) -> None:
+        """A sampler's callback, once it knows what the caption begins with: show x̂_0, and stop where that was asked for."""
+        (picture,) = to_pil(decode(self.model, state.x0))
+        state.interrupt = self._add_frame(f"{told}t = {timestep}, {state.nfe} evaluations", picture)
+
+    def _ended(self, results: Mapping[str, Result], completed: bool) -> None:
+        """Say that a run is over, and what each method took."""
+        counts = ", ".join(
+            f"{name}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
+            for name, one in results.items()
+        )
+        self.status.value = ("done" if completed else "stopped, partial result") + f" ({counts})"
+
     def _add_frame(self, caption: str, picture: Image.Image) -> bool:
         """Show the picture of a timestep that is done; whether the run is to stop."""
         self._frames.append((caption, png(picture, self.zoom)))
@@ -210,10 +231,21 @@ class SamplerLab(widgets.VBox):
         """Take an image (1, C, H, W) of the model's size."""
         raise NotImplementedError
 
+    def _bundled_images(self, count: int = 1) -> Tensor:
+        """Images of the model's kind to choose from; where there are none, so many grey ones to begin with, and upload."""
+        try:
+            return example_images(self.model)
+        except (ImportError, ValueError):
+            return torch.zeros(count, *image_shape(self.model))
+
     def _on_image_upload(self, change: dict) -> None:
         self._say("")
         upload = change["new"][0]
-        image, said = fit_image(bytes(upload["content"]), image_shape(self.model), upload["name"])
+        self._take_picture(upload["content"], upload["name"])
+
+    def _take_picture(self, content: bytes | memoryview, name: str) -> None:
+        """Take the picture of a file, and say what was done to it."""
+        image, said = fit_image(bytes(content), image_shape(self.model), name)
         self._say(said, "#555")
         self._set_image(image)
 
@@ -241,9 +273,7 @@ class SamplerLab(widgets.VBox):
             if change["new"]:
                 painter.dropped = b""  # so that the same picture, dropped again, is a change
                 try:
-                    image, said = fit_image(bytes(change["new"]), image_shape(self.model), "the dropped picture")
-                    self._say(said, "#555")
-                    self._set_image(image)
+                    self._take_picture(change["new"], "the dropped picture")
                 except (TypeError, ValueError) as error:
                     self._say(str(error))
 
@@ -311,13 +341,6 @@ class SamplerLab(widgets.VBox):
             "eta": None if self.eta.value == 1 else self.eta.value,  # 1 where the scheduler has an η; a flow has none
         }
 
-    def _settings_told(self, settings: Mapping[str, Any]) -> str:
-        """Arguments of a call as they are written, the seed among them; what only the laboratory needs left out."""
-        told = {name: value for name, value in settings.items() if name not in ("progress", "callback_on_step_end")}
-        if told.pop("generator", None) is not None:
-            told["generator"] = f"torch.Generator().manual_seed({self.seed.value})"
-        return "".join(f", {name}={value if name == 'generator' else repr(value)}" for name, value in told.items())
-
     @staticmethod
     def _titled(title: str, *below: widgets.Widget) -> widgets.Widget:
         # Pictures keep their own width, rather than the box's.
@@ -325,12 +348,12 @@ class SamplerLab(widgets.VBox):
         return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *below], layout=layout)
 
 
-def counts(results: Mapping[str, Result]) -> str:
-    """What each method took, as the status says it."""
-    return ", ".join(
-        f"{name}: {one.nfe:g} evaluations" + (f" + {one.n_backward} backward" if one.n_backward else "")
-        for name, one in results.items()
-    )
+def _settings_told(settings: Mapping[str, Any]) -> str:
+    """Arguments of a call as they are written, the seed among them; what only the laboratory needs left out."""
+    told = {name: value for name, value in settings.items() if name not in ("progress", "callback_on_step_end")}
+    generator = told.pop("generator", None)
+    seeded = "" if generator is None else f", generator=torch.Generator().manual_seed({generator.initial_seed()})"
+    return "".join(f", {name}={value!r}" for name, value in told.items()) + seeded
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from fcs_lab.data import example_images
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.filters import SuperResolution, downsample, upsample
 from fcs_lab.images import ImageLike, to_pil, to_tensor
-from fcs_lab.latent import decode, image_shape
+from fcs_lab.latent import image_shape
 from fcs_lab.metrics import data_consistency, psnr
 from fcs_lab.plots import plot_error
-from fcs_lab.sampler import Result, State, sample
+from fcs_lab.sampler import Result, sample
 from fcs_lab.widgets.canvas import png
-from fcs_lab.widgets.lab import SamplerLab, counts
+from fcs_lab.widgets.lab import SamplerLab, Told
 
 __all__ = ["SuperResolutionLab"]
 
@@ -46,10 +47,7 @@ class SuperResolutionLab(SamplerLab):
         """What the last run found."""
         shape = image_shape(self.model)
         if images is None:
-            try:
-                self.images = example_images(self.model)
-            except (ImportError, ValueError):  # there are none of its kind: begin with grey, and upload
-                self.images = torch.zeros(1, *shape)
+            self.images = self._bundled_images()
         else:
             self.images = to_tensor(images, "images")
         if tuple(self.images.shape[1:]) != tuple(shape):
@@ -152,25 +150,21 @@ class SuperResolutionLab(SamplerLab):
         } | self._algorithm_settings()
         self.result, task, truth = None, self.task, self.image
         self.result_caption.value = ""
-        lines = f"{self._task_told()}result = fcs_lab.sample(model, task{self._settings_told(settings)})"
-        self._told = {"image": to_pil(truth)[0]}, lines
-        self._start(lambda: self._work(task, truth, settings), settings["num_inference_steps"])
+        told = Told({"image": to_pil(truth)[0]}, self._task_told())
+        self._start(lambda: self._work(task, truth, settings, told), settings["num_inference_steps"])
 
-    def _work(self, task: SuperResolution, truth: Tensor, settings: dict) -> None:
+    def _work(self, task: SuperResolution, truth: Tensor, settings: dict, told: Told) -> None:
         """In the thread: sample, showing x̂_0 as it goes."""
         self.status.value = f"{settings['direction']} …"
-        result = sample(self.model, task, callback_on_step_end=self._after_timestep, progress=False, **settings)
+        follow = partial(self._after_timestep, "")
+        result = sample(self.model, task, callback_on_step_end=follow, progress=False, **settings)
         self.result = result
         self.result_caption.value = _judged(task, result.images.cpu(), truth)
         self.curve.value = plot_error({settings["direction"]: result}).png()
         self.curve.layout.display = ""
-        self._offer(result.to_pil()[0], *self._told)
-        told = counts({settings["direction"]: result})
-        self.status.value = ("done" if result.completed else "stopped, partial result") + f" ({told})"
-
-    def _after_timestep(self, state: State, step_index: int, timestep: int, _: dict) -> None:
-        (picture,) = to_pil(decode(self.model, state.x0))
-        state.interrupt = self._add_frame(f"t = {timestep}, {state.nfe} evaluations", picture)
+        direction = settings["direction"]
+        self._offer(result, told, direction, {name: value for name, value in settings.items() if name != "direction"})
+        self._ended({direction: result}, result.completed)
 
 
 def _judged(task: SuperResolution, images: Tensor, truth: Tensor) -> str:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import ipywidgets as widgets
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fcs_lab.baselines import METHODS
-from fcs_lab.classifier import load_classifier
+from fcs_lab.classifier import JUDGES, Classifier, load_classifier
 from fcs_lab.constraints import Colorization, Constraint, Inpainting
-from fcs_lab.data import EMOJI_CLASSES, GARMENTS, example_images
+from fcs_lab.data import EMOJI_CLASSES, GARMENTS
 from fcs_lab.denoisers import Denoiser
 from fcs_lab.features import class_guidance, silhouette, style
 from fcs_lab.filters import Blur, blur
 from fcs_lab.images import to_pil
-from fcs_lab.latent import decode, image_shape
+from fcs_lab.latent import image_shape
 from fcs_lab.plots import plot_error
-from fcs_lab.sampler import Result, State
+from fcs_lab.sampler import Result
 from fcs_lab.widgets.canvas import MaskPainter, png
-from fcs_lab.widgets.lab import DIRECTIONS, OTHERS, SamplerLab, call_of, counts
+from fcs_lab.widgets.lab import DIRECTIONS, OTHERS, SamplerLab, Told
 
 __all__ = ["TaskLab"]
 
@@ -45,12 +44,11 @@ LINEAR = ("fast", "ddnm", "ddrm", "diffpir", "mpgd", "red_diff", "daps", "flowch
 
 @dataclass(frozen=True)
 class _Posed:
-    """A task, what is given, and the lines that make the task of the pictures that are saved."""
+    """A task, what is given, and the task as it is written."""
 
     constraint: Constraint
     given: Tensor
-    lines: str
-    inputs: dict[str, Image.Image] = field(default_factory=dict)
+    told: Told
 
 
 class TaskLab(SamplerLab):
@@ -67,29 +65,24 @@ class TaskLab(SamplerLab):
     def __init__(self, model: Denoiser | str = "mnist") -> None:
         super().__init__(model)
         self.results: dict[str, Result] = {}
-        C, H, W = image_shape(self.model)
-        try:
-            self.images = example_images(self.model)
-        except (ImportError, ValueError):  # there are none of its kind: begin with grey, and upload
-            self.images = torch.zeros(2, C, H, W)
+        self.images = self._bundled_images(2)
         self.image, self.other = self.images[:1], self.images[1:2]
-        self.kind = self._kind_of_classifier() if self._name in ("mnist", "fashion", "emoji") else None
+        self.kind = JUDGES.get(self._name)
         self._posers: dict[str, Callable[[], _Posed]] = {
             "two joined": self._joined,
             "deblurring": self._deblurred,
             "silhouette": self._outlined,
         }
-        if C == 3:
+        if self.image.shape[1] == 3:
             self._posers = {"colourisation": self._coloured} | self._posers
         if self.kind is not None:
             self._posers |= {"style": self._styled, "class": self._of_a_class}
         self._build()
         self._on_task()
 
-    def _kind_of_classifier(self) -> str:
-        if image_shape(self.model)[0] == 3:
-            return "emoji"
-        return "garments" if self.takes_prompts else "digits"
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return load_classifier(self.kind, device=self.model.device)
 
     # What it looks like
 
@@ -239,7 +232,7 @@ class TaskLab(SamplerLab):
             "from fcs_lab.constraints import Colorization\n"
             f"grey = Colorization(torch.zeros(1, 1, {H}, {W})).A(fcs_lab.to_tensor(image))\ntask = Colorization(grey)\n"
         )
-        return _Posed(Colorization(grey), grey, lines, {"image": to_pil(self.image)[0]})
+        return _Posed(Colorization(grey), grey, Told({"image": to_pil(self.image)[0]}, lines))
 
     def _deblurred(self) -> _Posed:
         n = self.moved.value
@@ -249,24 +242,23 @@ class TaskLab(SamplerLab):
             f"kernel = torch.full((1, {n}), 1 / {n})\nblurred = fcs_lab.blur(fcs_lab.to_tensor(image), kernel)\n"
             "task = fcs_lab.Blur(blurred, kernel)\n"
         )
-        return _Posed(Blur(blurred, kernel), blurred, lines, {"image": to_pil(self.image)[0]})
+        return _Posed(Blur(blurred, kernel), blurred, Told({"image": to_pil(self.image)[0]}, lines))
 
     def _styled(self) -> _Posed:
-        features = load_classifier(self.kind, device=self.model.device).features[:7]
         lines = (
             "from fcs_lab.classifier import load_classifier\nfrom fcs_lab.features import style\n"
             f"task = style(image, load_classifier({self.kind!r}, device=model.device).features[:7])\n"
         )
-        return _Posed(style(self.other, features), self.other, lines, {"image": to_pil(self.other)[0]})
+        constraint = style(self.other, self._classifier.features[:7])
+        return _Posed(constraint, self.other, Told({"image": to_pil(self.other)[0]}, lines))
 
     def _of_a_class(self) -> _Posed:
         label = self.label.value
-        classifier = load_classifier(self.kind, device=self.model.device)
         lines = (
             "from fcs_lab.classifier import load_classifier\nfrom fcs_lab.features import class_guidance\n"
             f"task = class_guidance(load_classifier({self.kind!r}, device=model.device), {label})  # {self.label.label}\n"
         )
-        return _Posed(class_guidance(classifier, label), torch.zeros_like(self.image), lines)
+        return _Posed(class_guidance(self._classifier, label), torch.zeros_like(self.image), Told({}, lines))
 
     def _outlined(self) -> _Posed:
         mask = self.painter.mask
@@ -276,7 +268,8 @@ class TaskLab(SamplerLab):
         wanted, threshold = (mask, -0.8) if bright else (~mask, 0.7)
         picture = wanted.to(self.image.dtype) * 2 - 1
         lines = f"from fcs_lab.features import silhouette\ntask = silhouette(mask, threshold={threshold})\n"
-        return _Posed(silhouette(wanted, threshold=threshold), picture, lines, {"mask": to_pil(picture)[0]})
+        told = Told({"mask": to_pil(picture)[0]}, lines)
+        return _Posed(silhouette(wanted, threshold=threshold), picture, told)
 
     def _joined(self) -> _Posed:
         left, right = self.painter.mask, self.other_painter.mask
@@ -284,7 +277,7 @@ class TaskLab(SamplerLab):
         hidden = ~(left | right)
         shown = given.masked_fill(hidden, 0)
         inputs = {"image": to_pil(given)[0], "mask": to_pil(hidden.to(given.dtype) * 2 - 1)[0]}
-        return _Posed(Inpainting(given, hidden), shown, "task = fcs_lab.Inpainting(image, mask)\n", inputs)
+        return _Posed(Inpainting(given, hidden), shown, Told(inputs, "task = fcs_lab.Inpainting(image, mask)\n"))
 
     # Running
 
@@ -301,10 +294,11 @@ class TaskLab(SamplerLab):
         if self.beside.value not in (None, self.direction.value):
             methods.append(self.beside.value)
         settings = {method: self._settings_of(method) for method in methods}
-        told = f"{call_of(methods[0])}{self._settings_told(settings[methods[0]])})"
-        self._told = posed.inputs, f"{self._prompt_told()}{posed.lines}result = {told}"
+        told = Told(posed.told.inputs, self._prompt_told() + posed.told.lines)
         self.results = {}
-        self._start(lambda: self._work(model, posed, settings), self.num_inference_steps.value * len(methods))
+        self._start(
+            lambda: self._work(model, posed.constraint, settings, told), self.num_inference_steps.value * len(methods)
+        )
 
     def _settings_of(self, method: str) -> dict[str, Any]:
         """What the controls say, of what the method has."""
@@ -312,7 +306,7 @@ class TaskLab(SamplerLab):
         settings: dict[str, Any] = {
             "num_inference_steps": T,
             "generator": torch.Generator().manual_seed(self.seed.value),
-            "callback_on_step_end": partial(self._after_timestep, method),
+            "callback_on_step_end": partial(self._after_timestep, f"{method}, "),
             "progress": False,
         }
         if method in DIRECTIONS:
@@ -321,23 +315,19 @@ class TaskLab(SamplerLab):
             settings |= self._algorithm_settings() | {"inner_steps": steps[self.when.value]}
         return settings
 
-    def _work(self, model: Denoiser, posed: _Posed, settings: dict[str, dict[str, Any]]) -> None:
+    def _work(self, model: Denoiser, task: Constraint, settings: dict[str, dict[str, Any]], told: Told) -> None:
         """In the thread: sample, showing x̂_0 as it goes."""
         pictures = dict(zip(settings, (self.result_picture, self.beside_picture), strict=False))
         self._beside_box.layout.display = "" if len(settings) > 1 else "none"
         for method, own in settings.items():
             self.status.value = f"{method} …"
-            self.results[method] = METHODS[method](model, posed.constraint, **own)
+            self.results[method] = METHODS[method](model, task, **own)
             pictures[method].value = png(self.results[method].to_pil()[0], self.zoom)
             if self._stopping.is_set():
                 break
-        first = self.results[next(iter(settings))]
-        self._offer(first.to_pil()[0], *self._told)
+        first = next(iter(settings))
+        self._offer(self.results[first], told, first, settings[first])
         self.curve.value = plot_error(self.results).png()
         self.curve.layout.display = ""
         completed = len(self.results) == len(settings) and all(one.completed for one in self.results.values())
-        self.status.value = ("done" if completed else "stopped, partial result") + f" ({counts(self.results)})"
-
-    def _after_timestep(self, method: str, state: State, step_index: int, timestep: int, _: dict) -> None:
-        (picture,) = to_pil(decode(self.model, state.x0))
-        state.interrupt = self._add_frame(f"{method}, t = {timestep}, {state.nfe} evaluations", picture)
+        self._ended(self.results, completed)

@@ -39,6 +39,28 @@ def test_opens_with_what_one_will_be_able_to_do_and_closes_with_exercises(path):
         assert cell.metadata == FOLDED and cell.source.startswith(f"# Solution {number}")
 
 
+def test_minutes_are_those_of_a_reader():
+    """120 words or 20 lines of code a minute, half a minute an equation, five for a laboratory, and the cells."""
+    told = {}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        reading, running = re.search(
+            r"about (\d+) minutes without the exercises; its cells run in about (\w+)", cells[0].source
+        ).groups()
+        minutes = {"a": 1, "one": 1, "two": 2, "three": 3}[running]
+        for cell in cells[: next(i for i, cell in enumerate(cells) if cell.source.startswith("## Exercises"))]:
+            if cell.cell_type == "markdown":
+                text, equations = re.subn(r"\$\$.*?\$\$", "", cell.source, flags=re.DOTALL)
+                minutes += len(text.split()) / 120 + equations / 2
+            else:
+                laboratories = re.findall(r"\b[A-Z]\w*(?:Lab|Map|Table)\(|widgets\.interact", cell.source)
+                minutes += sum(bool(line.strip()) for line in cell.source.splitlines()) / 20 + 5 * len(laboratories)
+        told[path.stem.partition("_")[0]] = int(reading)
+        assert abs(int(reading) - minutes) < 5, f"{path.stem}: {minutes:.0f} minutes"
+    course = sum(told[number] for number in ("00", "01", "02a", "02b", "03", "04", "05"))
+    assert f"about {course} minutes" in nbformat.read(NOTEBOOKS[0], as_version=4).cells[0].source
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_imports_what_there_is(path):
     """Found in a second, before a notebook runs for minutes."""

@@ -59,10 +59,10 @@ docs: .venv/.installed
 	  sensitivity features metrics plots widgets pipelines families forecast data images zoo)
 
 # After a change of dependencies: every pin anew. Torch is pinned by version alone, so that a CPU, a CUDA or a Mac
-# build satisfies it; what only its CUDA build needs is left to pip.
+# build satisfies it; what only its CUDA build needs is left to pip. Soup Sieve 3 wants Python 3.11.5; Debian 12 has 3.11.2.
 lock:
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet $$(sed -n 's/^torch==\([^+]*\).*/torch==\1/p' requirements.lock) -e '.[dev,study]'
+	.lock-venv/bin/python -m pip install --quiet $$(sed -n 's/^torch==\([^+]*\).*/torch==\1/p' requirements.lock) -e '.[dev,study]' 'soupsieve<3'
 	.lock-venv/bin/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
 	  | sed 's/^\(torch==[^+]*\)+.*/\1/' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
 	rm -rf .lock-venv

@@ -37,6 +37,18 @@ def algorithm_1(
         error: x̂_0 -> e, where x̂_0 has to move; all that depends on the task.
         direction: (x_t, t, x̂_0, e) -> d, as a coroutine: J e by a finite difference, or another of `fcs_lab.directions`.
         step: (i, x_t, x̂_0) -> x of the timestep after the i-th: DDIM's.
+
+    Example:
+        >>> def along_e(x, t, x0, e):  # a direction that asks for nothing
+        ...     return e
+        ...     yield
+        >>> told = fcs_lab.algorithm.algorithm_1(
+        ...     torch.zeros(1, 1, 1, 1), [500.0], [[0.5]], lambda x0: 1 - x0, along_e, lambda i, x, x0: x0
+        ... )
+        >>> x, t = next(told)  # where it wants x̂_0
+        >>> x, t = told.send(0.8 * x)  # it is sent x̂_0, and wants it half a unit on
+        >>> x.item(), t
+        (0.5, 500.0)
     """
     for i, t in enumerate(timesteps):
         x0 = yield x, t  # x̂_0(x_t, t)
@@ -55,5 +67,9 @@ def plan(timesteps: Sequence[float], λ: Sequence[Sequence[float]], evaluations:
     Args:
         timesteps, λ: As for `algorithm_1`.
         evaluations: What the direction needs for itself: 1 for J e by a finite difference, 0 for e.
+
+    Example:
+        >>> fcs_lab.algorithm.plan([900.0, 500.0], [[0.5, 0.1], [0.5]])  # 1 + 2 K each
+        [900.0, 900.0, 900.0, 900.0, 900.0, 500.0, 500.0, 500.0]
     """
     return [t for t, λ_t in zip(timesteps, λ, strict=True) for _ in range(1 + (1 + evaluations) * len(λ_t))]

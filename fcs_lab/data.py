@@ -202,6 +202,10 @@ def load_photographs(height: int, width: int | None = None) -> Tensor:
     Raises:
         ValueError: Not a size.
         ImportError: scikit-image is not installed.
+
+    Example:
+        >>> tuple(fcs_lab.data.load_photographs(64).shape)
+        (4, 3, 64, 64)
     """
     width = height if width is None else width
     for name, value in {"height": height, "width": width}.items():
@@ -233,6 +237,10 @@ def example_images(model: Denoiser, count: int | None = None) -> Tensor:
     Raises:
         ValueError: More than there are, or a model whose images are neither grey nor RGB.
         ImportError: An RGB model, and scikit-image is not installed.
+
+    Example:
+        >>> tuple(fcs_lab.data.example_images(fcs_lab.load("emoji"), 2).shape)
+        (2, 3, 64, 64)
     """
     model = as_model(model)
     C, H, W = model.image_shape
@@ -273,6 +281,16 @@ def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"]
         FileNotFoundError: `folder` lacks the files of this split.
         OSError: `folder` is None and the download failed.
         ValueError: A file is not what MNIST's format says.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder, size = Path(tempfile.mkdtemp()), b"".join(n.to_bytes(4, "big") for n in (2, 28, 28))
+        >>> _ = (folder / "t10k-images-idx3-ubyte").write_bytes(b"\\x00\\x00\\x08\\x03" + size + bytes(2 * 28 * 28))
+        >>> _ = (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\\x00\\x00\\x08\\x01" + size[:4] + bytes([7, 2]))
+        >>> images, labels = fcs_lab.data.read_mnist(folder, "test")  # in the files' own format
+        >>> tuple(images.shape), labels.tolist()
+        ((2, 32, 32), [7, 2])
     """
     return _read_split(MNIST, folder, split)
 
@@ -280,7 +298,18 @@ def read_mnist(folder: str | Path | None = None, split: Literal["train", "test"]
 @ordinary()
 @typed
 def read_fashion_mnist(folder: str | Path | None = None, split: Literal["train", "test"] = "train") -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST, which has MNIST's format and sizes; arguments, results and errors as for `read_mnist`."""
+    """Fashion-MNIST, which has MNIST's format and sizes; arguments, results and errors as for `read_mnist`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder, size = Path(tempfile.mkdtemp()), b"".join(n.to_bytes(4, "big") for n in (2, 28, 28))
+        >>> _ = (folder / "t10k-images-idx3-ubyte").write_bytes(b"\\x00\\x00\\x08\\x03" + size + bytes(2 * 28 * 28))
+        >>> _ = (folder / "t10k-labels-idx1-ubyte").write_bytes(b"\\x00\\x00\\x08\\x01" + size[:4] + bytes([7, 2]))
+        >>> images, labels = fcs_lab.data.read_fashion_mnist(folder, "test")  # in the files' own format
+        >>> tuple(images.shape), labels.tolist()
+        ((2, 32, 32), [7, 2])
+    """
     return _read_split(FASHION_MNIST, folder, split)
 
 
@@ -311,6 +340,15 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
         FileNotFoundError: There is nothing at `path`, or no images in it.
         ValueError: CIFAR-10's *python version*, whose pickles can run code when read; a file that is not what it
             should be, or has images of another size.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (40, 50), "red").save(folder / "red.png")  # a folder of any pictures will do
+        >>> tuple(fcs_lab.data.read_cifar10(folder).shape)
+        (1, 3, 32, 32)
     """
     check_count("size", size, 1, 4096)
     path = Path(path)

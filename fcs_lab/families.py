@@ -21,7 +21,13 @@ __all__ = ["FAMILIES", "UNPROVED", "Family", "family_of", "table", "takes_a_call
 
 @dataclass(frozen=True)
 class Family:
-    """Pipelines that keep and guide their latents alike."""
+    """Pipelines that keep and guide their latents alike.
+
+    Example:
+        >>> family = next(one for one in fcs_lab.families.FAMILIES if "StableDiffusion3Pipeline" in one.pipelines)
+        >>> family.calls  # of the network for a guided estimate: both prompts in one
+        1
+    """
 
     name: str
     pipelines: tuple[str, ...]
@@ -105,23 +111,48 @@ BEGIN, END = "<!-- families: written by python -m fcs_lab.families -->", "<!-- /
 
 @typed
 def family_of(pipe: DiffusionPipeline) -> Family | None:
-    """The family of a pipeline, or None where it is of none that is proved."""
+    """The family of a pipeline, or None where it is of none that is proved.
+
+    Example:
+        >>> fcs_lab.families.family_of(fcs_lab.load("fashion").pipeline).name
+        'Stable Diffusion 1.x, 2.x'
+    """
     classes = {kind.__name__ for kind in type(pipe).__mro__}
     return next((family for family in FAMILIES if classes & set(family.pipelines)), None)
 
 
 def takes_an_interrupt(kind: type[DiffusionPipeline]) -> bool:
-    """Whether `pipe._interrupt = True` ends a run."""
+    """Whether `pipe._interrupt = True` ends a run.
+
+    Example:
+        >>> import diffusers
+        >>> fcs_lab.families.takes_an_interrupt(diffusers.FluxPipeline)
+        True
+    """
     return hasattr(kind, "interrupt")
 
 
 def takes_a_callback(kind: type[DiffusionPipeline]) -> bool:
-    """Whether its call takes `callback_on_step_end`."""
+    """Whether its call takes `callback_on_step_end`.
+
+    Example:
+        >>> import diffusers
+        >>> fcs_lab.families.takes_a_callback(diffusers.FluxPipeline)
+        True
+    """
     return "callback_on_step_end" in inspect.signature(kind.__call__).parameters
 
 
 def what_it_takes(kind: type) -> str | None:
-    """What tells that a class of pipelines does not go from text through latents to one image; None: nothing does."""
+    """What tells that a class of pipelines does not go from text through latents to one image; None: nothing does.
+
+    Example:
+        >>> import diffusers
+        >>> print(fcs_lab.families.what_it_takes(diffusers.FluxPipeline))
+        None
+        >>> fcs_lab.families.what_it_takes(diffusers.DDPMPipeline)
+        'does not go from a prompt through latents'
+    """
     takes = set(inspect.signature(kind.__call__).parameters)
     other = [argument for argument in OTHER_INPUTS if argument in takes]
     if other:
@@ -131,7 +162,12 @@ def what_it_takes(kind: type) -> str | None:
 
 
 def table() -> str:
-    """The families as a Markdown table."""
+    """The families as a Markdown table.
+
+    Example:
+        >>> fcs_lab.families.table().splitlines()[0].split(" | ")[1]
+        'pipeline'
+    """
     rows = [
         "| family | pipeline | calls of the network, guided | `callback_on_step_end` | `_interrupt` | |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -43,6 +43,14 @@ def class_guidance(classifier: Callable[[Tensor], Tensor], label: int | Sequence
     Raises:
         TypeError: `classifier` cannot be called, or `label` is not a whole number or several.
         ValueError: A negative label; at its first use, a label beyond the classifier's.
+
+    Example:
+        >>> from fcs_lab.classifier import load_classifier
+        >>> task = fcs_lab.features.class_guidance(load_classifier("digits"), 7)
+        >>> images, labels = fcs_lab.load_digits(4)
+        >>> seven, two = task.cost(images[:1]), task.cost(images[1:2])  # labels: 7, 2, …
+        >>> labels[:2].tolist(), bool(seven < two)
+        ([7, 2], True)
     """
     check_function("classifier", classifier, 1)
     if isinstance(label, Tensor):
@@ -77,6 +85,11 @@ def gram(features: Tensor) -> Tensor:
 
     Raises:
         ValueError: Another number of dimensions.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, 1.0]], [[0.0, 2.0]]]])  # (B, F, h, w): two maps of two places
+        >>> fcs_lab.features.gram(features).tolist()
+        [[[1.0, 1.0], [1.0, 2.0]]]
     """
     refuse_meta("features", features)
     if features.ndim != 4 or not features.is_floating_point() or 0 in features.shape:
@@ -102,6 +115,13 @@ def style(reference: ImageLike, features: Callable[[Tensor], Tensor]) -> CostCon
     Raises:
         TypeError: `features` cannot be called, or the reference is of a type that is not taken.
         ValueError: The features are not maps (B, F, h, w), or the reference is one that `to_tensor` refuses.
+
+    Example:
+        >>> from fcs_lab.classifier import load_classifier
+        >>> image = fcs_lab.load_digits(1)[0]
+        >>> task = fcs_lab.features.style(image, load_classifier("digits").features[:7])
+        >>> task.cost(image).item()  # it has its own style
+        0.0
     """
     check_function("features", features, 1)
     images = to_tensor(reference, "reference")
@@ -137,6 +157,14 @@ def silhouette(mask: MaskLike, *, threshold: float = -0.8, softness: float = 0.1
     Raises:
         TypeError, ValueError: The mask is one that `to_mask` refuses; `threshold` or `softness` is not a number that it
             can be; at its first use, the mask is of another size than the images.
+
+    Example:
+        >>> outline = torch.zeros(32, 32, dtype=torch.bool)
+        >>> outline[8:24, 8:24] = True
+        >>> task = fcs_lab.features.silhouette(outline)
+        >>> dark, bright = torch.full((1, 1, 32, 32), -1.0), torch.where(outline, 1.0, -1.0)[None, None]
+        >>> bool(task.cost(bright) < task.cost(dark))
+        True
     """
     wanted = to_mask(mask)
     if not is_number(threshold) or not -1 < threshold < 1:
@@ -171,6 +199,13 @@ class CLIPFeatures(nn.Module):
 
     Args:
         vision: The network, cut after the block whose output is wanted; frozen and put into evaluation mode.
+
+    Example:
+        >>> from transformers import CLIPVisionConfig, CLIPVisionModel
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> tiny = CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **size))
+        >>> tuple(fcs_lab.features.CLIPFeatures(tiny)(torch.zeros(1, 3, 32, 32)).shape)  # a map of 4×4 patches
+        (1, 16, 4, 4)
     """
 
     def __init__(self, vision: nn.Module):
@@ -212,6 +247,15 @@ def load_clip(
     Raises:
         ValueError: `block` is not one of the model's, the folder's files cannot be read, or it is not a CLIP model.
         OSError: The hub cannot be reached, or has no such model in safetensors.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import CLIPVisionConfig, CLIPVisionModel
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> folder = tempfile.mkdtemp()  # or a name at the hub, as by default
+        >>> CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **size)).save_pretrained(folder)
+        >>> tuple(fcs_lab.features.load_clip(folder, block=1)(torch.zeros(1, 3, 32, 32)).shape)
+        (1, 16, 4, 4)
     """
     from transformers import AutoConfig, CLIPConfig, CLIPVisionConfig, CLIPVisionModel
     from transformers.utils import logging

@@ -62,6 +62,12 @@ def forecast(
 
     Raises:
         TypeError, ValueError: As for `constrained`, and as the pipeline's call raises them.
+
+    Example:
+        >>> pipe = fcs_lab.load("fashion").pipeline
+        >>> told = fcs_lab.forecast.forecast(pipe, "a photo of a dress", num_inference_steps=20, inner_steps=5)
+        >>> told.evaluations, told.calls  # 20 (1 + 2·5), both prompts in one call
+        (220, 1)
     """
     check_pipeline(pipe)
     if not isinstance(method, str) or method not in EVALUATIONS:
@@ -96,7 +102,12 @@ def forecast(
 
 @torch.no_grad()
 def seconds_of_an_evaluation(model: Denoiser, count: int) -> float:
-    """What one evaluation of one image takes, in a batch of `count`; measured by two, of which the first is slow."""
+    """What one evaluation of one image takes, in a batch of `count`; measured by two, of which the first is slow.
+
+    Example:
+        >>> fcs_lab.forecast.seconds_of_an_evaluation(fcs_lab.load("mnist"), 1) > 0
+        True
+    """
     model = as_model(model).snapshot()
     x, took = torch.zeros(count, *model.shape, device=model.device), 0.0
     for _ in range(2):

@@ -38,6 +38,11 @@ def read_image(source: str | Path | bytes | Image.Image, name: str | None = None
         TypeError: Neither of these.
         ValueError: It cannot be read, is larger than Pillow's limit, or what its numbers mean is ambiguous (whole numbers
             of 32 bits, floating-point ones outside [0, 1], CIE L*a*b*).
+
+    Example:
+        >>> from PIL import Image
+        >>> fcs_lab.images.read_image(Image.new("RGBA", (4, 3), (255, 0, 0, 0))).getpixel((0, 0))  # on white
+        (255, 255, 255)
     """
     name = name or (str(source) if isinstance(source, str | Path) else "image")
     pixels = _pixels(_opened(source, name), name)
@@ -60,6 +65,12 @@ def fit_image(
 
     Raises:
         TypeError, ValueError: As for `read_image` and `to_channels`.
+
+    Example:
+        >>> from PIL import Image
+        >>> image, said = fcs_lab.images.fit_image(Image.new("L", (64, 32), 255), (1, 32, 32))
+        >>> tuple(image.shape), image.min().item()
+        ((1, 1, 32, 32), 1.0)
     """
     channels, height, width = shape
     name = name or (str(source) if isinstance(source, str | Path) else "image")
@@ -84,6 +95,12 @@ def fit_mask(
 
     Raises:
         TypeError, ValueError: As for `read_image`; its colour and its alpha channel both vary.
+
+    Example:
+        >>> from PIL import Image
+        >>> mask, said = fcs_lab.images.fit_mask(Image.new("L", (64, 64), 255), (32, 32))
+        >>> tuple(mask.shape), bool(mask.all()), said
+        ((32, 32), True, '')
     """
     name = name or (str(source) if isinstance(source, str | Path) else "mask")
     picture = Image.fromarray(_mask_of(_opened(source, name), name))
@@ -106,6 +123,10 @@ def to_channels(images: Tensor, channels: int, name: str = "image", tolerance: f
 
     Raises:
         ValueError: Colour for a grey model; or other numbers of channels.
+
+    Example:
+        >>> tuple(fcs_lab.images.to_channels(torch.zeros(1, 1, 8, 8), 3).shape)
+        (1, 3, 8, 8)
     """
     check_tensor(name, images, "B", "C", "H", "W")
     found = images.shape[1]
@@ -260,6 +281,12 @@ def to_mask(mask: MaskLike, name: str = "mask") -> Tensor:
     Raises:
         TypeError: Not one of these types.
         ValueError: A grey (non-binary) mask, NaN, or a shape that is not a mask's.
+
+    Example:
+        >>> from PIL import Image
+        >>> mask = fcs_lab.images.to_mask(Image.new("L", (8, 8), 255))  # white is filled in
+        >>> tuple(mask.shape), bool(mask.all())
+        ((1, 1, 8, 8), True)
     """
     if isinstance(mask, Image.Image):
         mask = _mask_of(_opened(mask, name), name)

@@ -42,6 +42,11 @@ def masked_mse(images: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
     Returns:
         (B,).
+
+    Example:
+        >>> mask = torch.tensor([[True, False]])
+        >>> fcs_lab.metrics.masked_mse(torch.tensor([[[[0.5, 9.0]]]]), torch.zeros(1, 1, 1, 2), mask).tolist()
+        [0.25]
     """
     _check_pair(images, truth)
     if mask.dtype != torch.bool or mask.is_meta or not _broadcasts(mask, (len(images), 1, *images.shape[-2:])):
@@ -58,6 +63,11 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, 10 log₁₀(2²/mean squared error): (B, C, H, W) in [-1, 1] -> (B,).
 
     Infinite where an image is the truth itself.
+
+    Example:
+        >>> truth = torch.zeros(1, 1, 2, 2)
+        >>> fcs_lab.metrics.psnr(truth + 0.2, truth).round(decimals=3).tolist()  # 10 log₁₀(4/0.04)
+        [20.0]
     """
     _check_pair(images, truth)
     return _decibels((images - truth).square().flatten(1).mean(1))
@@ -74,6 +84,12 @@ def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
 
     Returns:
         (B,).
+
+    Example:
+        >>> truth = fcs_lab.load_digits(1)[0]
+        >>> task = fcs_lab.SuperResolution(fcs_lab.downsample(truth, 4), 4)
+        >>> fcs_lab.metrics.data_consistency(task, truth).round(decimals=5).tolist()
+        [0.0]
     """
     check_tensor("images", images, "B", *(task.shape or ("C", "H", "W")))
     task = task.to(images.device, images.dtype)
@@ -84,7 +100,13 @@ def data_consistency(task: LinearConstraint, images: Tensor) -> Tensor:
 @ordinary()
 @typed
 def accuracy(classifier: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images (B, 1, 32, 32) whose largest logit is that of their label (B,)."""
+    """The share of images (B, 1, 32, 32) whose largest logit is that of their label (B,).
+
+    Example:
+        >>> from fcs_lab.classifier import load_classifier
+        >>> fcs_lab.metrics.accuracy(load_classifier("digits"), *fcs_lab.load_digits(4))
+        1.0
+    """
     check_tensor("images", images, "B", "C", "H", "W")
     check_tensor("labels", labels, len(images), like="any")
     return (classifier(images.float()).argmax(1) == labels).float().mean().item()
@@ -110,6 +132,12 @@ def denoising_loss(
 
     Returns:
         (B,).
+
+    Example:
+        >>> model, digits = fcs_lab.load("mnist"), fcs_lab.load_digits(1)[0]
+        >>> loss = fcs_lab.metrics.denoising_loss(model, torch.cat([digits, digits.roll(16, 3)]), noises=1)
+        >>> bool(loss[0] < loss[1])  # its halves exchanged, it is no digit
+        True
     """
     check_tensor("images", images, "B", "C", "H", "W")
     check_count("noises", noises, 1, 10_000)
@@ -146,6 +174,11 @@ def clustered(values: Tensor, groups: Sequence[str]) -> tuple[float, float]:
 
     Raises:
         ValueError: Other numbers of values and groups.
+
+    Example:
+        >>> mean, error = fcs_lab.metrics.clustered(torch.tensor([1.0, 1.0, 3.0, 3.0]), ["a", "a", "b", "b"])
+        >>> mean, error  # two groups, so two independent values: 1 and 3
+        (2.0, 1.0)
     """
     if values.ndim != 1 or len(values) != len(groups):
         raise ValueError(f"values has shape {tuple(values.shape)} and groups {len(groups)} entries; expected as many")
@@ -166,6 +199,10 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
     Args:
         values: (n,), one of each image, with n of at least 2: of floating dtype, or Boolean.
+
+    Example:
+        >>> fcs_lab.metrics.mean_and_error(torch.tensor([1.0, 3.0]))
+        (2.0, 1.0)
     """
     if values.ndim != 1 or len(values) < 2 or not (values.is_floating_point() or values.dtype == torch.bool):
         raise ValueError(f"values is {describe(values)}; expected at least two, (n,), floating or Boolean")
@@ -181,6 +218,10 @@ def with_error(values: Tensor) -> str:
 
     Args:
         values: As for `mean_and_error`.
+
+    Example:
+        >>> fcs_lab.metrics.with_error(torch.tensor([1.0, 3.0]))
+        '2.0 ± 1.0 (n = 2)'
     """
     mean, error = mean_and_error(values)
     if values.dtype == torch.bool:
@@ -200,6 +241,11 @@ def match_layers(layers: Tensor, truth: Tensor) -> Tensor:
 
     Returns:
         int64 (B, K): `layers[b, match[b, k]]` is the true layer k.
+
+    Example:
+        >>> truth = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None, :, None] * 2 - 1  # (B, K, C, H, W): two layers
+        >>> fcs_lab.metrics.match_layers(truth.flip(1), truth).tolist()  # found in the other order
+        [[1, 0]]
     """
     _check_pair(layers, truth, "layers", "K")
     return _assign((layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1)))
@@ -215,6 +261,11 @@ def layer_psnr(layers: Tensor, truth: Tensor) -> Tensor:
 
     Returns:
         10 log10(2²/MSE), the error averaged over a composite's layers, (B,).
+
+    Example:
+        >>> truth = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None, :, None] * 2 - 1  # (B, K, C, H, W): two layers
+        >>> fcs_lab.metrics.layer_psnr((truth + 0.2).flip(1), truth).round(decimals=3).tolist()
+        [20.0]
     """
     _check_pair(layers, truth, "layers", "K")
     error = (layers[:, None] - truth[:, :, None]).square().mean((-3, -2, -1))
@@ -235,6 +286,12 @@ def mask_iou(masks: Tensor, truth: Tensor, true_layers: Tensor) -> Tensor:
 
     Returns:
         (B,) in [0, 1].
+
+    Example:
+        >>> truth = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None, :, None] * 2 - 1  # (B, K, C, H, W): two layers
+        >>> masks = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None]
+        >>> fcs_lab.metrics.mask_iou(masks.flip(1), masks, truth).tolist()  # the best permutation
+        [1.0]
     """
     check_tensor("masks", masks, "B", "K", "H", "W")
     check_tensor("truth", truth, *masks.shape)
@@ -262,6 +319,12 @@ def mask_error(masks: Tensor, truth: Tensor, true_layers: Tensor, where: Tensor 
 
     Returns:
         (B,) in [0, 1]; NaN where no pixel is counted.
+
+    Example:
+        >>> truth = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None, :, None] * 2 - 1  # (B, K, C, H, W): two layers
+        >>> masks = torch.stack([torch.eye(4), 1 - torch.eye(4)])[None]
+        >>> fcs_lab.metrics.mask_error(0.75 * masks + 0.125, masks, truth).tolist()
+        [0.125]
     """
     check_tensor("masks", masks, "B", "K", "H", "W")
     check_tensor("truth", truth, *masks.shape)

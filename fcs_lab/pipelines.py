@@ -75,6 +75,15 @@ class FastConstrainedPipeline:
 
     Raises:
         TypeError, ValueError: As for `constrained`; a network that takes more than the VAE's latents (an inpainting model).
+
+    Example:
+        >>> pipe = fcs_lab.pipelines.FastConstrainedPipeline(fcs_lab.load("fashion").pipeline)
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> image = fcs_lab.to_pil(fcs_lab.load_garments(1)[0])[0]
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)
+        >>> found = pipe("a photo of a dress", image=image, mask_image=mask, num_inference_steps=2, inner_steps=1)
+        >>> found.images[0].size
+        (32, 32)
     """
 
     pipeline: DiffusionPipeline

@@ -38,7 +38,14 @@ class Figure(MatplotlibFigure):
 
 @typed
 def show(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
-    """Draw an image (C, H, W) in [-1, 1], the pixels under the mask (1, H, W) in orange."""
+    """Draw an image (C, H, W) in [-1, 1], the pixels under the mask (1, H, W) in orange.
+
+    Example:
+        >>> axes = fcs_lab.plots.Figure().add_subplot()
+        >>> fcs_lab.plots.show(axes, fcs_lab.load_digits(1)[0][0])
+        >>> len(axes.images)
+        1
+    """
     check_tensor("image", image, "C", "H", "W")
     if mask is not None:
         check_tensor("mask", mask, 1, *image.shape[-2:], like="any")
@@ -53,7 +60,14 @@ def show(axes: Axes, image: Tensor, mask: Tensor | None = None) -> None:
 
 @typed
 def colour_masks(masks: Tensor) -> Tensor:
-    """Soft masks (..., K, H, W) that sum to 1 as images (..., 3, H, W) in [-1, 1]: Σ m_k times the colour of layer k."""
+    """Soft masks (..., K, H, W) that sum to 1 as images (..., 3, H, W) in [-1, 1]: Σ m_k times the colour of layer k.
+
+    Example:
+        >>> masks = torch.zeros(1, 2, 4, 4)
+        >>> masks[:, 0] = 1.0
+        >>> tuple(fcs_lab.plots.colour_masks(masks).shape)
+        (1, 3, 4, 4)
+    """
     if masks.ndim < 3:
         raise ValueError(f"masks has shape {tuple(masks.shape)}; expected (..., K, H, W)")
     check_tensor("masks", masks, *masks.shape)
@@ -87,6 +101,13 @@ def image_grid(
         masks: Label -> mask (N or 1, 1, H, W); True pixels are drawn in orange.
         column_titles: One above each column.
         title: Above all.
+
+    Example:
+        >>> digits = fcs_lab.load_digits(4)[0]
+        >>> mask = torch.arange(32).ge(16).expand(1, 1, 32, 32)
+        >>> figure = fcs_lab.plots.image_grid({"truth": digits, "given": digits}, masks={"given": mask})
+        >>> len(figure.axes)  # two rows of four
+        8
     """
     count = _columns(rows, column_titles)
     head = 0.1 + 0.3 * (title is not None) + 0.22 * (column_titles is not None)
@@ -149,6 +170,11 @@ def direction_grid(
         column_titles: One above each column.
         title: Above all.
         size: Of a panel, in inches.
+
+    Example:
+        >>> e, Je = torch.randn(2, 1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> len(fcs_lab.plots.direction_grid({"e": e, "J e": Je}).axes)
+        2
     """
     count = _columns(rows, column_titles)
     head = 0.12 + 0.26 * (title is not None) + 0.24 * (column_titles is not None)
@@ -220,6 +246,14 @@ def plot_error(results: Mapping[str, Result], axes: Axes | None = None, image: i
         results: Label -> result.
         axes: Draw there; None makes a figure.
         image: Which image of the batch.
+
+    Example:
+        >>> model, mask = fcs_lab.load("mnist"), torch.arange(32).ge(16).expand(32, 32)
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> result = fcs_lab.sample(model, task, num_inference_steps=2, inner_steps=1, trace_x0=True, progress=False)
+        >>> figure = fcs_lab.plots.plot_error({"newton": result})  # shows itself at the end of a notebook's cell
+        >>> len(figure.axes)
+        1
     """
     image = _check_results(results, image)
     if axes is None:
@@ -243,6 +277,14 @@ def trajectory(results: Mapping[str, Result], image: int = 0, columns: int = 10)
 
     Raises:
         ValueError: A result was sampled without `trace_x0=True`.
+
+    Example:
+        >>> model, mask = fcs_lab.load("mnist"), torch.arange(32).ge(16).expand(32, 32)
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> result = fcs_lab.sample(model, task, num_inference_steps=2, inner_steps=1, trace_x0=True, progress=False)
+        >>> figure = fcs_lab.plots.trajectory({"newton": result})
+        >>> len(figure.axes) >= 2  # a panel for each timestep, at least
+        True
     """
     image = _check_results(results, image)
     check_count("columns", columns, 1)

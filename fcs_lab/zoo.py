@@ -139,6 +139,10 @@ def load_pipeline(
 
     Raises:
         TypeError, ValueError, OSError: As for `load`; an option that would read pickles or run code.
+
+    Example:
+        >>> type(fcs_lab.zoo.load_pipeline(fcs_lab.zoo.WEIGHTS / "fashion")).__name__
+        'StableDiffusionPipeline'
     """
     for option, harmless in {"use_safetensors": True, "custom_pipeline": None, "trust_remote_code": None}.items():
         if options.pop(option, harmless) not in (harmless, None):
@@ -272,6 +276,10 @@ def checkpoints(name: str) -> list[Path]:
     Raises:
         ValueError: Not a bundled model.
         FileNotFoundError: This installation came without them.
+
+    Example:
+        >>> [folder.name for folder in fcs_lab.zoo.checkpoints("mnist")][0].startswith("step-")
+        True
     """
     if not isinstance(name, str) or name not in BUNDLED:
         raise ValueError(f"name is {name!r}; {_offered()}")
@@ -288,6 +296,9 @@ def verify(folder: Path) -> None:
 
     Raises:
         ValueError: A file is missing or differs; the message names it.
+
+    Example:
+        >>> fcs_lab.zoo.verify(fcs_lab.zoo.WEIGHTS / "mnist")  # says nothing where all is well
     """
     for file, expected in json.loads((WEIGHTS / "checksums.json").read_text())[folder.name].items():
         path = folder / file

@@ -155,6 +155,10 @@ def budget(method: str, evaluations: int) -> dict[str, Any]:
 
     Raises:
         ValueError: An unknown method, or fewer evaluations than it needs.
+
+    Example:
+        >>> fcs_lab.baselines.budget("ddnm", 60), fcs_lab.baselines.budget("fast", 60)
+        ({'num_inference_steps': 60}, {'num_inference_steps': 30})
     """
     if not isinstance(method, str) or method not in BUDGETS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(map(repr, BUDGETS))}")

@@ -30,6 +30,13 @@ def cluster_layers(
 
     Returns:
         Layers (B, K, C, H, W), the composite where the mask is and background elsewhere; masks (B, K, H, W), of 0 and 1.
+
+    Example:
+        >>> composites = torch.full((1, 1, 8, 8), -1.0)
+        >>> composites[..., :3], composites[..., 5:] = 0.2, 1.0  # two objects, dark between them
+        >>> layers, masks = fcs_lab.baselines.cluster_layers(composites, 2)
+        >>> tuple(layers.shape), tuple(masks.shape)
+        ((1, 2, 1, 8, 8), (1, 2, 8, 8))
     """
     from sklearn.cluster import KMeans
 

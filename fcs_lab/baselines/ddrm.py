@@ -47,6 +47,13 @@ def ddrm(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task whose singular vectors cannot be had.
+
+    Example:
+        >>> task = fcs_lab.SuperResolution(fcs_lab.downsample(fcs_lab.load_digits(1)[0], 4), 4)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.ddrm(model, task, num_inference_steps=4, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 0)
     """
     return run(model, task, ddrm_peer(eta, eta_b), num_inference_steps, **options)
 

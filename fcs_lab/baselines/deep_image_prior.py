@@ -48,6 +48,13 @@ def deep_image_prior(
 
     Raises:
         TypeError, ValueError: An argument is wrong; a task of another size.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> result = fcs_lab.baselines.deep_image_prior(None, task, num_inference_steps=3, width=8, progress=False)
+        >>> tuple(result.images.shape)
+        (1, 1, 32, 32)
     """
     check_count("num_inference_steps", num_inference_steps, 1, 100_000)
     check_number("learning_rate", learning_rate, 0, 1)

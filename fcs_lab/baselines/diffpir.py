@@ -42,6 +42,13 @@ def diffpir(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without a proximal step.
+
+    Example:
+        >>> task = fcs_lab.SuperResolution(fcs_lab.downsample(fcs_lab.load_digits(1)[0], 4), 4)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.diffpir(model, task, num_inference_steps=4, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 0)
     """
     return run(model, task, diffpir_peer(noise_floor, strength, zeta), num_inference_steps, **options)
 

@@ -48,7 +48,12 @@ class RunOptions(TypedDict, total=False):
 
 
 def repeated(evaluations: int) -> Callable[[int], list[int]]:
-    """The plan of a method that evaluates the network so many times at each timestep."""
+    """The plan of a method that evaluates the network so many times at each timestep.
+
+    Example:
+        >>> fcs_lab.baselines.repeated(2)(3)  # T' = 3: each timestep's place, twice
+        [0, 0, 1, 1, 2, 2]
+    """
     return lambda T: [i for i in range(T) for _ in range(evaluations)]
 
 
@@ -62,7 +67,21 @@ def one_a_timestep(evaluations: int) -> Settings:
 
 @dataclass(frozen=True)
 class Peer:
-    """A method with its settings, for whoever drives it: `run` with a denoiser, `fcs_lab.constrained` with a pipeline."""
+    """A method with its settings, for whoever drives it: `run` with a denoiser, `fcs_lab.constrained` with a pipeline.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> def replaced(x, watch):  # what is known is written into each x̂_0
+        ...     for i, t in enumerate(watch.schedule.timesteps):
+        ...         x0 = yield x, t
+        ...         kept = torch.where(mask, x0, watch.task.y)
+        ...         x = watch.step(i, x, x0, moved=kept, sigma=watch.schedule.levels[i + 1][1])
+        ...     return x
+        >>> peer = fcs_lab.baselines.Peer("replaced", replaced, needs=("y",))
+        >>> fcs_lab.baselines.run(fcs_lab.load("mnist"), task, peer, 4, progress=False).nfe
+        4
+    """
 
     name: str
     method: Callable[[Tensor, Watch], Method]
@@ -99,6 +118,13 @@ def run(
     Raises:
         TypeError: The task has no A⁺, say, or there is an argument that the method has not, which the message names; and as
             for `fcs_lab.sample`.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> peer = fcs_lab.baselines.PEERS["ddnm"](eta=0.5)
+        >>> fcs_lab.baselines.run(fcs_lab.load("mnist"), task, peer, 4, progress=False).nfe
+        4
     """
     for name in options.keys() - RunOptions.__annotations__.keys():
         raise TypeError(

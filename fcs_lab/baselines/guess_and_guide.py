@@ -44,6 +44,14 @@ def guess_and_guide(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.guess_and_guide(model, task, num_inference_steps=4, guesses=3, progress=False)
+        >>> result.nfe, result.n_backward
+        (6, 0)
     """
     peer = guess_and_guide_peer(guesses, start, gradient_steps, step_size)
     return run(model, task, peer, num_inference_steps, **options)

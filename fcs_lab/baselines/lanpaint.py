@@ -52,6 +52,14 @@ def lanpaint(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task that is not inpainting.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.lanpaint(model, task, num_inference_steps=4, langevin_steps=5, progress=False)
+        >>> result.nfe, result.n_backward
+        (24, 0)
     """
     peer = lanpaint_peer(langevin_steps, step_size, weight, friction, eta)
     return run(model, task, peer, num_inference_steps, **options)

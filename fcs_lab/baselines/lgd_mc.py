@@ -41,6 +41,14 @@ def lgd_mc(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.lgd_mc(model, task, num_inference_steps=4, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 4)
     """
     return run(model, task, lgd_mc_peer(step_size, draws), num_inference_steps, **options)
 

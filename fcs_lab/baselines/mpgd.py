@@ -37,6 +37,13 @@ def mpgd(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`.
+
+    Example:
+        >>> task = fcs_lab.SuperResolution(fcs_lab.downsample(fcs_lab.load_digits(1)[0], 4), 4)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.mpgd(model, task, num_inference_steps=4, step_size=16.0, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 0)
     """
     return run(model, task, mpgd_peer(step_size, eta), num_inference_steps, **options)
 

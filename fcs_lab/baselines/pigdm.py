@@ -38,6 +38,13 @@ def pigdm(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task without A⁺ or a proximal step.
+
+    Example:
+        >>> task = fcs_lab.SuperResolution(fcs_lab.downsample(fcs_lab.load_digits(1)[0], 4), 4)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.pigdm(model, task, num_inference_steps=4, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 4)
     """
     return run(model, task, pigdm_peer(eta), num_inference_steps, **options)
 

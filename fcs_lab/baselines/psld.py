@@ -45,6 +45,13 @@ def psld(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a model without a decoder, a task without A⁺.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_garments(1)[0], mask)
+        >>> result = fcs_lab.baselines.psld(fcs_lab.load("fashion"), task, num_inference_steps=2, progress=False)
+        >>> result.nfe, tuple(result.images.shape)
+        (2, (1, 1, 32, 32))
     """
     peer = psld_peer(step_size, gluing)
     if not isinstance(model, LatentDenoiser):

@@ -39,6 +39,14 @@ def repaint(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a task that is not inpainting.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> model = fcs_lab.load("mnist")
+        >>> result = fcs_lab.baselines.repaint(model, task, num_inference_steps=4, resamplings=3, progress=False)
+        >>> result.nfe, result.n_backward
+        (12, 0)
     """
     return run(model, task, repaint_peer(resamplings, eta), num_inference_steps, **options)
 

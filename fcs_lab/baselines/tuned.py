@@ -44,6 +44,14 @@ def tuned(
 
     Raises:
         TypeError, ValueError: As for `fcs_lab.sample`; a model that takes no mask; a task that is not inpainting.
+
+    Example:
+        >>> mask = torch.arange(32).ge(16).expand(32, 32)  # the right half is made up
+        >>> task = fcs_lab.Inpainting(fcs_lab.load_digits(1)[0], mask)
+        >>> model = fcs_lab.load("mnist-inpainting")
+        >>> result = fcs_lab.baselines.tuned(model, task, num_inference_steps=4, progress=False)
+        >>> result.nfe, result.n_backward
+        (4, 0)
     """
     check_number("eta", eta, 0)
     check_task(task)

@@ -67,6 +67,13 @@ def compare_directions(
     Raises:
         TypeError, ValueError: The point does not fit the model, e does not fit the point or is zero, h or λ is not
             positive, or the denoiser is not differentiable.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> found = fcs_lab.probes.compare_directions(model, x_t, t, 0.1 * e)
+        >>> {name: round(one.cosine, 2) for name, one in found.items()}  # J is symmetric, so J e is Jᵀ e
+        {'e': 0.79, 'J e': 1.0, 'Jᵀ e': 1.0, 'J⁻¹ e': 0.29}
     """
     x_t = check_point(denoiser, x_t, t)
     e = check_direction("e", e, x_t)

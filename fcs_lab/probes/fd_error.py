@@ -141,6 +141,14 @@ def measure_fd_error(
     Raises:
         TypeError, ValueError: An argument does not fit; J e = 0; the float64 copy is not float64 throughout; the
             network cannot run in one of the dtypes on its device.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> asked = {"h": [0.1], "dtypes": [torch.float64], "schemes": ["forward"]}
+        >>> curve = fcs_lab.probes.measure_fd_error(model, x_t, t, e, **asked).curves[torch.float64, "forward"]
+        >>> curve.evaluations, bool(curve.error.max() < 1e-9)  # x̂_0 is affine: no truncation
+        (1, True)
     """
     x_t = check_point(denoiser, x_t, t)
     steps = np.array([_positive(one) for one in h])
@@ -201,6 +209,13 @@ def suggest_fd_step(
 
     Raises:
         TypeError, ValueError: As for `measure_fd_error`.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> h = fcs_lab.probes.suggest_fd_step(model, x_t, t, e=e)
+        >>> 0 < h < 10
+        True
     """
     x_t = check_point(denoiser, x_t, t)
     if scheme not in SCHEMES:

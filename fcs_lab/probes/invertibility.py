@@ -176,6 +176,13 @@ def measure_invertibility(
     Raises:
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> found = fcs_lab.probes.measure_invertibility(model, x_t, t, e, radii=[0.1, 1.0], progress=False)
+        >>> found.radius, found.limited  # x̂_0 is affine: the search ends, not the ball
+        (1.0, True)
     """
     x_t = check_point(denoiser, x_t, t)
     if radii is None:
@@ -308,6 +315,13 @@ def find_displacement(
     Raises:
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> found = fcs_lab.probes.find_displacement(model, x_t, t, 0.1 * e)
+        >>> found.outcome, bool(found.residual < 1e-4)
+        ('solved', True)
     """
     x_t = check_point(denoiser, x_t, t)
     move = check_direction("move", move, x_t)

@@ -45,6 +45,13 @@ class JacobianOperator(LinearOperator):
 
     Raises:
         TypeError, ValueError: x_t or t does not fit the model; or "jvp" of a denoiser that is not differentiable.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> J = fcs_lab.probes.JacobianOperator(model, x_t, t)
+        >>> J.shape, [f"{value:.2f}" for value in J @ e.flatten().numpy()]  # J e moves the hidden pixel too
+        ((2, 2), ['0.27', '0.21'])
     """
 
     @ordinary()

@@ -64,6 +64,13 @@ def measure_linear_reach(
     Raises:
         TypeError, ValueError: An argument is wrong; its name, what was found and what was expected are said before
             any work is done.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> found = fcs_lab.probes.measure_linear_reach(model, x_t, t, e, step_sizes=[0.1, 1.0])
+        >>> found.limited, bool(found.errors.max() < 1e-3)  # x̂_0 is affine: it is where J says
+        (True, True)
     """
     x_t = check_point(denoiser, x_t, t)
     e = check_direction("e", e, x_t)

@@ -111,6 +111,14 @@ def measure_forcing_term(
 
     Raises:
         TypeError, ValueError: An argument does not fit, or J e = 0.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> found = fcs_lab.probes.measure_forcing_term(model, x_t, t, e, step_sizes=[0.0, 0.5])
+        >>> none, some = found.forcing["newton"]
+        >>> float(none), bool(some < 1)  # no step, no gain
+        (1.0, True)
     """
     x_t = check_point(denoiser, x_t, t)
     e = check_direction("e", e, x_t)
@@ -162,6 +170,12 @@ def forcing_bound(J: np.ndarray, step_sizes: Sequence[float]) -> ForcingBound:
 
     Raises:
         ValueError: J is not a square matrix of finite numbers, or a λ is negative.
+
+    Example:
+        >>> import numpy as np
+        >>> found = fcs_lab.probes.forcing_bound(np.diag([2.0, 1.0]), [0.25, 1.0])
+        >>> found.bound.tolist()  # |1 − λ μ²|, the largest: μ = 1 where λ = 1/4, μ = 2 where λ = 1
+        [0.75, 3.0]
     """
     J = np.asarray(J)
     if J.ndim != 2 or J.shape[0] != J.shape[1] or not np.isfinite(J).all():
@@ -217,6 +231,14 @@ def measure_convergence(
 
     Raises:
         TypeError, ValueError: An argument does not fit.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> task = fcs_lab.Inpainting(torch.full((1, 1, 1, 2), 0.3), torch.tensor([[False, True]]))
+        >>> found = fcs_lab.probes.measure_convergence(model, x_t, t, task, steps=3)
+        >>> [round(norm, 2) for norm in found.error_norm.tolist()]
+        [0.3, 0.26, 0.21, 0.17]
     """
     x_t = check_point(denoiser, x_t, t)
     check_count("steps", steps, 1, 10_000)

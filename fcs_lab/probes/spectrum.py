@@ -74,6 +74,14 @@ def measure_spectrum(
         TypeError: J is none of these; or J comes from a denoiser that is not differentiable, so without Jᵀ.
         ValueError: J is not square or not finite, or a number is out of range.
         scipy.sparse.linalg.ArpackNoConvergence: Arnoldi has not come to `tol`.
+
+    Example:
+        >>> model = fcs_lab.GaussianMixtureDenoiser(torch.zeros(1, 1, 1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+        >>> x_t, t, e = torch.zeros(1, 1, 1, 2), 500, torch.tensor([[[[1.0, 0.0]]]])  # two pixels, of which one is known
+        >>> J = fcs_lab.probes.JacobianOperator(model, x_t, t).dense(progress=False)
+        >>> found = fcs_lab.probes.measure_spectrum(J)
+        >>> found.eigenvalues.real.round(2).tolist(), found.exact
+        ([0.47, 0.06], True)
     """
     check_count("k", k, 1)
     check_count("vectors", vectors, 2 * k + 2)

@@ -70,6 +70,12 @@ def measure_symmetry(
     Raises:
         TypeError: J or e is none of these; or J comes from a denoiser that is not differentiable, so without Jᵀ.
         ValueError: J is not square or not finite, e does not fit it or is zero, a number is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> J = np.array([[1.0, 0.5], [-0.5, 1.0]])
+        >>> round(fcs_lab.probes.measure_symmetry(J).relative_skew, 3)  # ‖J − Jᵀ‖ = √2, ‖J + Jᵀ‖ = √8
+        0.5
     """
     if not is_int(probes) or probes < 2:
         raise ValueError(f"probes is {probes!r}; expected a whole number of at least 2")

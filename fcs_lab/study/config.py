@@ -59,7 +59,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """A study, checked."""
+    """A study, checked.
+
+    Example:
+        >>> study = fcs_lab.study.read_study({"model": "mnist", "tasks": ["sr4"], "methods": ["newton"]})
+        >>> study.model, study.n, study.seeds
+        ('mnist', 64, (0,))
+    """
 
     model: str
     """A bundled model, a folder, or a hub id."""
@@ -143,6 +149,15 @@ def read_study(source: str | Path | Mapping[str, Any] | Study) -> Study:
 
     Raises:
         ValueError: It has several, or as for `read_studies`.
+
+    Example:
+        >>> config = {
+        ...     "model": "mnist", "n": 1, "tasks": ["right-half"], "metrics": ["mse"],
+        ...     "methods": ["biharmonic", {"name": "ddnm", "num_inference_steps": 3}],
+        ... }
+        >>> study = fcs_lab.study.read_study(config)
+        >>> study.n, [entry.name for entry in study.methods]
+        (1, ['biharmonic', 'ddnm'])
     """
     found = read_studies(source)
     if list(found) != [""]:

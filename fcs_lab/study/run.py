@@ -70,6 +70,18 @@ def records(out: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: There is no study in the folder.
+
+    Example:
+        >>> config = {
+        ...     "model": "mnist", "n": 1, "tasks": ["right-half"], "metrics": ["mse"],
+        ...     "methods": ["biharmonic", {"name": "ddnm", "num_inference_steps": 3}],
+        ... }
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = fcs_lab.study.run(config, folder, progress=False)
+        >>> measured = fcs_lab.study.records(folder)
+        >>> sorted(set(measured[measured.metric == "mse"].part))
+        ['all', 'hidden', 'known']
     """
     return pd.concat([frame(store) for store in stores(out)], ignore_index=True)
 
@@ -93,6 +105,16 @@ def run(
     Raises:
         ValueError, TypeError, FileNotFoundError: The study is wrong, before any work.
         Full: The disk is full. What was finished is kept.
+
+    Example:
+        >>> config = {
+        ...     "model": "mnist", "n": 1, "tasks": ["right-half"], "metrics": ["mse"],
+        ...     "methods": ["biharmonic", {"name": "ddnm", "num_inference_steps": 3}],
+        ... }
+        >>> import tempfile
+        >>> table = fcs_lab.study.run(config, tempfile.mkdtemp(), progress=False)
+        >>> sorted(set(table.method))
+        ['biharmonic', 'ddnm']
     """
     return outcome(config, out, progress=progress, other=other, retry=retry).table
 
@@ -149,7 +171,17 @@ def _outcome(study: Study, store: Store, pictures: Images, *, progress: bool, ot
 
 
 def dry_run(config: str | Path | dict[str, Any] | Study, out: str | Path) -> Plan:
-    """What `run` would do: cells, evaluations, and the time that they take by what one evaluation of a batch takes here."""
+    """What `run` would do: cells, evaluations, and the time that they take by what one evaluation of a batch takes here.
+
+    Example:
+        >>> config = {
+        ...     "model": "mnist", "n": 1, "tasks": ["right-half"], "metrics": ["mse"],
+        ...     "methods": ["biharmonic", {"name": "ddnm", "num_inference_steps": 3}],
+        ... }
+        >>> import tempfile
+        >>> print(fcs_lab.study.dry_run(config, tempfile.mkdtemp()).evaluations)
+        3
+    """
     plans = [_plan(study, Store(Path(out) / name)) for name, study in read_studies(config).items()]
     return Plan(**{name: sum(getattr(plan, name) for plan in plans) for name in Plan.__dataclass_fields__})
 

@@ -115,7 +115,15 @@ class _Painter(_Canvas):
 
 
 class MaskPainter(_Painter):
-    """An image (1, C, H, W) in [-1, 1] with a mask to paint: drag paints, Shift or the right button erases."""
+    """An image (1, C, H, W) in [-1, 1] with a mask to paint: drag paints, Shift or the right button erases.
+
+    Example:
+        >>> painter = fcs_lab.widgets.MaskPainter(fcs_lab.load_digits(1)[0])
+        >>> painter.mask = torch.arange(32).ge(16).expand(32, 32)
+        >>> painter.undo()
+        >>> bool(painter.mask.any())
+        False
+    """
 
     colours = traitlets.List([_levels(HIDDEN)]).tag(sync=True)
 
@@ -130,7 +138,13 @@ class MaskPainter(_Painter):
 
 
 class ScribblePainter(_Painter):
-    """An image (1, C, H, W) in [-1, 1] with scribbles to paint, a colour for each layer; layer k is `label` k + 1."""
+    """An image (1, C, H, W) in [-1, 1] with scribbles to paint, a colour for each layer; layer k is `label` k + 1.
+
+    Example:
+        >>> painter = fcs_lab.widgets.ScribblePainter(fcs_lab.load_digits(1)[0])
+        >>> tuple(painter.scribbles.shape)
+        (32, 32)
+    """
 
     colours = traitlets.List([_levels(colour) for colour in LAYER_COLOURS]).tag(sync=True)
 
@@ -145,7 +159,13 @@ class ScribblePainter(_Painter):
 
 
 class PixelPicker(_Canvas):
-    """An image (1, C, H, W) in [-1, 1] in which a click, or the arrow keys, pick the pixel (`row`, `column`)."""
+    """An image (1, C, H, W) in [-1, 1] in which a click, or the arrow keys, pick the pixel (`row`, `column`).
+
+    Example:
+        >>> picker = fcs_lab.widgets.PixelPicker(fcs_lab.load_digits(1)[0], row=3, column=5)
+        >>> picker.row, picker.column
+        (3, 5)
+    """
 
     mode = traitlets.Unicode("pick").tag(sync=True)
     zoom = traitlets.Int(8).tag(sync=True)

@@ -18,6 +18,11 @@ class FamilyMenu(widgets.VBox):
     Attributes:
         family: The menu.
         code: The lines, as text.
+
+    Example:
+        >>> menu = fcs_lab.widgets.FamilyMenu()
+        >>> menu.family.value.name in [family.name for family in fcs_lab.families.FAMILIES]
+        True
     """
 
     def __init__(self) -> None:

@@ -34,6 +34,15 @@ class InpaintingLab(SamplerLab):
 
     Args:
         model: A denoiser, or what `fcs_lab.load` takes. Of a latent model one paints and looks at the images.
+
+    Example:
+        >>> lab = fcs_lab.widgets.InpaintingLab("mnist")  # at the end of a cell it shows itself
+        >>> lab.num_inference_steps.value, lab.inner_steps.value = 2, 1
+        >>> lab.painter.mask = torch.arange(32).ge(16).expand(32, 32)
+        >>> lab.run()  # what the button does, in a thread
+        >>> lab.wait()
+        >>> lab.result.nfe
+        6
     """
 
     def __init__(self, model: Denoiser | str = "mnist") -> None:

@@ -35,6 +35,12 @@ class JacobianLab(widgets.VBox):
 
     Raises:
         ValueError: The images do not fit the model.
+
+    Example:
+        >>> digits = fcs_lab.load_digits(20)[0]
+        >>> lab = fcs_lab.widgets.JacobianLab(fcs_lab.IdealDenoiser(digits), digits[:1])
+        >>> tuple(lab.x_t.shape)
+        (1, 1, 32, 32)
     """
 
     def __init__(self, model: Denoiser | str = "mnist", images: Tensor | None = None) -> None:

@@ -41,6 +41,14 @@ class LayersLab(SamplerLab):
         model: A denoiser, or what `fcs_lab.load` takes.
         composite: What to take apart, in any form that `to_tensor` takes, one image of the model's size. None:
             `example_composites` of the model, whose layers are known.
+
+    Example:
+        >>> lab = fcs_lab.widgets.LayersLab("mnist")
+        >>> lab.num_inference_steps.value, lab.inner_steps.value = 2, 1
+        >>> lab.run()
+        >>> lab.wait()
+        >>> tuple(lab.result.layers.shape)  # of the one composite: (K, C, H, W)
+        (2, 1, 32, 32)
     """
 
     def __init__(self, model: Denoiser | str = "mnist", composite: ImageLike | None = None) -> None:

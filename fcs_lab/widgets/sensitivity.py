@@ -68,6 +68,15 @@ class SensitivityLab(SamplerLab):
 
     Raises:
         TypeError, ValueError: The images do not fit the model; x or y is no axis; as for `fcs_lab.load`.
+
+    Example:
+        >>> import tempfile
+        >>> asked = {"x": ("inner_steps", [0, 1]), "y": ("step_size_first", [0.1, 0.5]), "num_inference_steps": 2}
+        >>> lab = fcs_lab.widgets.SensitivityLab("mnist", fcs_lab.load_digits(1)[0], tempfile.mkdtemp(), **asked)
+        >>> lab.run()
+        >>> lab.wait()
+        >>> len(lab.sensitivity.grid.pairs), len(lab.sensitivity.missing())
+        (4, 0)
     """
 
     def __init__(

@@ -39,6 +39,14 @@ class SuperResolutionLab(SamplerLab):
 
     Raises:
         ValueError: The images do not fit the model.
+
+    Example:
+        >>> lab = fcs_lab.widgets.SuperResolutionLab("mnist")
+        >>> lab.num_inference_steps.value, lab.inner_steps.value = 2, 1
+        >>> lab.run()
+        >>> lab.wait()
+        >>> lab.result.nfe
+        6
     """
 
     def __init__(self, model: Denoiser | str = "mnist", images: ImageLike | None = None) -> None:

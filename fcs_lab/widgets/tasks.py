@@ -60,6 +60,14 @@ class TaskLab(SamplerLab):
 
     Args:
         model: A denoiser, or what `fcs_lab.load` takes.
+
+    Example:
+        >>> lab = fcs_lab.widgets.TaskLab("mnist")
+        >>> lab.chosen.value, lab.num_inference_steps.value, lab.inner_steps.value = "deblurring", 2, 1
+        >>> lab.run()
+        >>> lab.wait()
+        >>> lab.results["newton"].nfe
+        6
     """
 
     def __init__(self, model: Denoiser | str = "mnist") -> None:

@@ -129,6 +129,29 @@ def test_the_layers_of_the_architecture(folder):
             )
 
 
+def test_the_house_has_floors():
+    """No circle of imports between modules and packages of `fcs_lab`; the floors are those that CONTRIBUTING draws."""
+    imports: dict[str, set[str]] = {}
+    for path in (ROOT / "fcs_lab").rglob("*.py"):
+        part = path.relative_to(ROOT / "fcs_lab").with_suffix("").parts[0]
+        tree = ast.parse(path.read_text())
+        of_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+        unread = {inner for node in of_types for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            if part != "__init__" and isinstance(node, ast.ImportFrom) and node not in unread:
+                names = (
+                    [name.name for name in node.names] if node.module == "fcs_lab" else (node.module or "").split(".")[1:2]
+                )
+                imports.setdefault(part, set()).update(names if (node.module or "").startswith("fcs_lab") else ())
+    left, floors = {part: found & imports.keys() - {part} for part, found in imports.items()}, []
+    while left:
+        floor = sorted(part for part, found in left.items() if not found & left.keys())
+        assert floor, f"a circle among {left}"
+        floors.append(", ".join(floor))
+        left = {part: found for part, found in left.items() if part not in floor}
+    assert "\n".join(floors) in (ROOT / "CONTRIBUTING.md").read_text(), "\n".join(floors)
+
+
 def test_modules_and_functions_are_short():
     """450 lines a module, examples aside; 80 a function: its arguments and docstring aside, which are read apart."""
     long = []

@@ -114,7 +114,8 @@ def test_algorithm_1_by_hand(mixture):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_image_does_not_depend_on_its_neighbours_in_float64(direction):
     model = tiny_denoiser()
-    task, settings = half_hidden(model, 3), {"num_inference_steps": 2, "inner_steps": 2, "progress": False}
+    few = 1 if direction == "exact" else 2  # a solve an inner step
+    task, settings = half_hidden(model, 3), {"num_inference_steps": 2, "inner_steps": few, "progress": False}
     together = fcs_lab.sample(model, task, direction=direction, generator=generators(0, 1, 2), **settings)
     for i in (0, 2):
         alone = fcs_lab.Inpainting(task.y[i : i + 1], task.mask)

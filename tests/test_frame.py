@@ -14,6 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
+import fcs_lab
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -54,6 +56,10 @@ def test_conda_leads_to_the_same_pins():
 def test_this_environment_is_the_locked_one():
     differing = {name: (version(name), pin) for name, pin in pins().items() if version(name).split("+")[0] != pin}
     assert not differing
+
+
+def test_the_version_is_the_changelogs():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == fcs_lab.__version__
 
 
 def test_import_brings_neither_plots_nor_widgets():

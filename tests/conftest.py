@@ -4,6 +4,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from browser import lab, page  # noqa: F401 (fixtures)
 from diffusers import DDIMScheduler, UNet2DModel
 
 import fcs_lab

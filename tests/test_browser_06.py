@@ -5,13 +5,9 @@ import re
 import urllib.request
 
 import nbformat
-import pytest
-from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot  # noqa: F401 (lab and page are fixtures)
+from browser import IN_A_BROWSER, ROOT, run_cells, shot
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 
 
 def cells_to_the_laboratory():
@@ -25,7 +21,7 @@ def cells_to_the_laboratory():
     return needed
 
 
-def test_choose_a_factor_press_run_see_the_result(lab, page):  # noqa: F811
+def test_choose_a_factor_press_run_see_the_result(lab, page):
     cells = [nbformat.v4.new_code_cell(source) for source in cells_to_the_laboratory()]
     kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)

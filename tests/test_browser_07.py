@@ -2,11 +2,9 @@
 
 import re
 
-import test_browser
-from test_browser import run_cells, shot
+from browser import IN_A_BROWSER, run_cells, shot
 
-pytestmark = test_browser.pytestmark
-lab, page = test_browser.lab, test_browser.page  # the fixtures
+pytestmark = IN_A_BROWSER
 
 
 def test_scribble_press_run_recompose(lab, page):

@@ -4,14 +4,10 @@ import base64
 import io
 import re
 
-import pytest
+from browser import IN_A_BROWSER, run_cells, shot, upload
 from PIL import Image
-from test_browser import CHROMIUM, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 DROP = """([content, name]) => {
   const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
   const carried = new DataTransfer();
@@ -21,7 +17,7 @@ DROP = """([content, name]) => {
 }"""
 
 
-def test_join_two_images_by_keyboard_and_mouse(lab, page, tmp_path):  # noqa: F811
+def test_join_two_images_by_keyboard_and_mouse(lab, page, tmp_path):
     cells = ["from fcs_lab.widgets import TaskLab", "lab = TaskLab()\nlab.num_inference_steps.value = 4\nlab"]
     cells.append("int(lab.painter.mask.sum())")
     upload(lab, "tasks", cells)

@@ -3,13 +3,9 @@
 import re
 
 import nbformat
-import pytest
-from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
+from browser import IN_A_BROWSER, ROOT, run_cells, shot, upload
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 
 BEGINNINGS = (
     "MODEL",
@@ -21,7 +17,7 @@ BEGINNINGS = (
 )
 
 
-def test_choose_a_family_and_run_a_pipeline(lab, page):  # noqa: F811
+def test_choose_a_family_and_run_a_pipeline(lab, page):
     notebook = nbformat.read(ROOT / "notebooks" / "09_stable_diffusion.ipynb", as_version=4)
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith(BEGINNINGS)]
     assert len(sources) == 7, "the model, the imports, the picture, its pipeline, the menu, yours, and its run"

@@ -1,16 +1,12 @@
 """Notebook 10's two methods side by side, in a real JupyterLab in headless Chromium."""
 
 import nbformat
-import pytest
-from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
+from browser import IN_A_BROWSER, ROOT, run_cells, shot, upload
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 
 
-def test_put_two_methods_side_by_side(lab, page):  # noqa: F811
+def test_put_two_methods_side_by_side(lab, page):
     notebook = nbformat.read(ROOT / "notebooks" / "10_peers.ipynb", as_version=4)
     upload(lab, "side_by_side", [cell.source for cell in notebook.cells if cell.cell_type == "code"][:2])
     run_cells(page, lab, "side_by_side", 2)

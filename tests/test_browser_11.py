@@ -2,13 +2,9 @@
 
 import re
 
-import pytest
-from test_browser import CHROMIUM, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
+from browser import IN_A_BROWSER, run_cells, shot, upload
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 
 
 def laboratory(folder):
@@ -20,7 +16,7 @@ def laboratory(folder):
     return ["from fcs_lab.widgets import SensitivityLab", made]
 
 
-def test_fill_a_map_click_a_cell_stop_and_go_on(lab, page, tmp_path):  # noqa: F811
+def test_fill_a_map_click_a_cell_stop_and_go_on(lab, page, tmp_path):
     upload(lab, "sensitivity_lab", laboratory(tmp_path / "maps"))
     run_cells(page, lab, "sensitivity_lab", 2)
     page.get_by_text("ready", exact=True).wait_for()

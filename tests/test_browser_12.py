@@ -4,16 +4,12 @@ import re
 
 import nbformat
 import pandas as pd
-import pytest
-from test_browser import CHROMIUM, ROOT, lab, page, run_cells, shot, upload  # noqa: F401 (lab and page are fixtures)
+from browser import IN_A_BROWSER, ROOT, run_cells, shot, upload
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the browser tests need one (CI has it)"),
-]
+pytestmark = IN_A_BROWSER
 
 
-def test_choose_a_study_a_task_and_a_metric(lab, page):  # noqa: F811
+def test_choose_a_study_a_task_and_a_metric(lab, page):
     notebook = nbformat.read(ROOT / "notebooks" / "12_choosing.ipynb", as_version=4)
     sources = [cell.source for cell in notebook.cells if cell.source.startswith(("import json", "StudyTable"))]
     assert len(sources) == 2, "the imports, and the widget"

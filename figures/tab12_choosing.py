@@ -232,7 +232,7 @@ def markdown(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> str:
         for task in study.tasks:
             ours = table[table.task == task]
             if not ours.empty:
-                which = f"images {study.first} to {study.first + study.n - 1}"
+                which = f"images {study.first} to {study.first + int(ours.n.max()) - 1}"
                 blocks.append(f"## {name}, {task}\n\n{study.model}, {which}.\n\n{rows_of(ours)}")
     blocks.append("## Time and memory\n\n" + costs_table(numbers["costs"]))
     blocks.append("## FID and KID of real pictures\n\n" + real_table(numbers["real pictures"]))

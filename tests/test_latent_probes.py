@@ -102,7 +102,9 @@ def test_the_laboratory_takes_a_latent_model(latent):
     assert lab.message.value == "" and lab.images.shape == (256, 1, 32, 32) and lab.x_t.shape == (1, 4, 8, 8)
     assert (lab.picker.height, lab.picker.width) == (32, 32)  # pixels are picked in the decoded image
     # The pixel's error in latents: Jᵀ of the decoder, here a row of its dense Jacobian.
+    before = lab.picture.value
     lab.picker.row, lab.picker.column = 20, 11
+    assert lab.picture.value != before
     with torch.no_grad():
         x0 = latent(lab.x_t, 500)
         sign = -1.0 if latent.decode(x0)[0, 0, 20, 11] > 0 else 1.0

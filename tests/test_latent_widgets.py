@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 import fcs_lab
-from fcs_lab.widgets import InpaintingLab, JacobianLab, LayersLab
+from fcs_lab.widgets import InpaintingLab, LayersLab
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,3 @@ def test_layers(model):
     lab.run()
     lab.wait()
     assert not torch.equal(lab.result.layers, with_prompt)
-
-
-def test_jacobian(model):
-    lab = JacobianLab(model)
-    assert not lab.message.value and lab.figure is not None
-    assert (lab.picker.height, lab.picker.width) == (32, 32)
-    before = lab.picture.value
-    lab.picker.row += 8
-    assert lab.picture.value != before and not lab.message.value

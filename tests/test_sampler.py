@@ -135,14 +135,15 @@ def test_an_image_does_not_depend_on_its_neighbours_on_the_bundled_model(mnist, 
 
 
 def test_the_bundled_model_completes_digits(mnist, digits, right_half):
+    digits = digits[:2]
     task = fcs_lab.Inpainting(digits, right_half)
-    result = fcs_lab.sample(mnist, task, generator=generators(0, 1, 2, 3), progress=False)
+    result = fcs_lab.sample(mnist, task, generator=generators(0, 1), progress=False)
     difference = (result.images - digits).square()
     assert difference[..., :16].mean() < 0.0005
     blank = (digits + 1).square()[..., 16:].mean()
     assert difference[..., 16:].mean() < blank
     assert result.nfe == 220
-    assert [image.size for image in result.to_pil()] == [(32, 32)] * 4
+    assert [image.size for image in result.to_pil()] == [(32, 32)] * 2
 
 
 def test_an_image_that_fits_already_is_left_alone(mixture):

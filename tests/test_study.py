@@ -449,6 +449,8 @@ def test_a_table_is_read_the_best_first_and_drawn():
     first, second = plot_trade_off(table, "box", "mse", {"evaluations": prices, "none": prices * math.nan}).axes
     assert [text.get_text() for text in first.texts] == ["newton, 60", "dps, 60"], "who is not beaten in both"
     assert not second.texts
+    (varied,) = plot_trade_off(table, "box", "mse", {"diversity": prices}, high=["diversity"]).axes
+    assert [text.get_text() for text in varied.texts] == ["ddnm, 60", "dps, 60"], "the most diverse, and the best"
     for wrong, found in ({"task": "bex"}, "task is 'bex'; the table has box"), ({"metric": "msr"}, "metric is 'msr'"):
         with pytest.raises(ValueError, match=found):
             values_of(table, **{"task": "box", "metric": "mse"} | wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 
@@ -181,6 +182,7 @@ def plot_trade_off(
     metric: str,
     against: dict[str, pd.Series],
     part: str | None = None,
+    high: Collection[str] = (),
 ) -> Figure:
     """A metric against what it costs, a panel for each kind of cost; who is not beaten in both is named and joined.
 
@@ -188,6 +190,7 @@ def plot_trade_off(
         table: As for `values_of`.
         task, metric, part: As for `values_of`.
         against: The label of a panel -> values indexed by (method, budget), a method's rows without a value are left out.
+        high: The labels of which a high value is the good one: no cost, but diversity, say.
 
     Raises:
         ValueError: As for `values_of`.
@@ -199,7 +202,7 @@ def plot_trade_off(
         known = rows.assign(price=costs.reindex(key).to_numpy()).dropna(subset=["price"])
         axes.errorbar(known.price, known["mean"], yerr=known.se, fmt="o", ms=4, lw=0.8, color="0.6")
         best, front = None, []
-        for row in known.sort_values(["price", "mean"], ascending=[True, metric in LOWER]).itertuples():
+        for row in known.sort_values(["price", "mean"], ascending=[label not in high, metric in LOWER]).itertuples():
             if best is None or ((row.mean < best) if metric in LOWER else (row.mean > best)):
                 best = row.mean
                 front.append(row)

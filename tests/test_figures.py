@@ -45,8 +45,10 @@ EXPENSIVE = {  # what is small there
     "fig03_je_pixel": {"ITERATIONS": 3},
     "fig06_convergence": {"FORCING_T": (900,)},
     "fig08_invertibility": {"TIMESTEPS": ()},  # of the trained model: a dense J takes long
+    "fig10_layers": {"LAYERS": (2,)},
     "fig13_inverse": {"DIGITS": 1, "STEPS": 1, "INNER": 1, "ITERATIONS": 2},
     "fig14_convergence_run": {"DIGITS": 1, "STEPS": 2},
+    "fig16_emoji": {"STEPS": 1, "INNER": 1, "PICTURES": 1},
     "fig17_emoji_layers": {"SHOWN": (("behind", "white", "behind", 0),)},
     "fig18_sensitivity": {
         "IMAGES": 2,

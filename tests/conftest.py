@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 import fcs_lab
 from fcs_lab.denoisers import UNetDenoiser
 
-SLOW = ("test_figures", "test_browser", "test_notebooks")
-"""What takes minutes, and so comes last: a mistake shows in the first ones."""
+SLOW = ("test_notebooks", "test_browser", "test_figures")
+"""What takes minutes, and so comes last: a mistake shows in the first ones. The longest first, so that two processes end together."""
 
 
 def pytest_collection_modifyitems(items):

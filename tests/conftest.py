@@ -11,7 +11,7 @@ import fcs_lab
 from fcs_lab.denoisers import UNetDenoiser
 
 SLOW = ("test_notebooks", "test_browser", "test_figures")
-"""What takes minutes, and so comes last: a mistake shows in the first ones. The longest first, so that two processes end together."""
+"""What takes minutes comes last: a mistake shows early. The longest of it first: two processes end together."""
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ HALF = OMP_NUM_THREADS=$$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2))
 .PHONY: figures tables gpu test fuzz lab lint docs lock help
 
 help:
-	@echo "make figures   regenerate every figure into figures/output/ (about ten minutes on two cores)"
+	@echo "make figures   regenerate every figure into figures/output/ (ten minutes on two quick cores, twenty on slow ones)"
 	@echo "make tables    regenerate the measured tables: 64 images and more, speed and memory"
 	@echo "make gpu       on a machine with a GPU: speed and memory in Stable Diffusion 1.5's geometry (run again to go on)"
 	@echo "make test      run the tests, notebooks included"

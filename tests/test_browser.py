@@ -2,7 +2,7 @@
 
 import re
 
-from browser import IN_A_BROWSER, run_cells, shot
+from browser import IN_A_BROWSER, run_cells, shot, upload
 
 pytestmark = IN_A_BROWSER
 
@@ -76,6 +76,7 @@ def test_paint_a_mask_press_run_see_the_result(lab, page):
 
 def test_pick_a_pixel_see_its_directions(lab, page):
     """The laboratory of notebook 03: a click, an arrow key and a slider each give another picture."""
+    upload(lab, "jacobian_lab", ["from fcs_lab.widgets import JacobianLab", "JacobianLab()"])
     run_cells(page, lab, "jacobian_lab", 2)
     canvas = page.locator("canvas.fcs-pixel-picker")
     canvas.wait_for()

@@ -1,11 +1,9 @@
 """Notebook 06 in a real JupyterLab in headless Chromium, driven as a reader would."""
 
-import json
 import re
-import urllib.request
 
 import nbformat
-from browser import IN_A_BROWSER, ROOT, run_cells, shot
+from browser import IN_A_BROWSER, ROOT, run_cells, shot, upload
 
 pytestmark = IN_A_BROWSER
 
@@ -22,15 +20,7 @@ def cells_to_the_laboratory():
 
 
 def test_choose_a_factor_press_run_see_the_result(lab, page):
-    cells = [nbformat.v4.new_code_cell(source) for source in cells_to_the_laboratory()]
-    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
-    upload = urllib.request.Request(
-        f"{lab}/api/contents/super_resolution_lab.ipynb?token=test",
-        json.dumps({"type": "notebook", "content": notebook}).encode(),
-        method="PUT",
-    )
-    urllib.request.urlopen(upload, timeout=30).read()
+    upload(lab, "super_resolution_lab", cells_to_the_laboratory())
     run_cells(page, lab, "super_resolution_lab", 3)
     page.get_by_text("ready", exact=True).wait_for()
     page.get_by_text("8×8 pixels").wait_for()

@@ -140,15 +140,15 @@ def test_the_house_has_floors():
     imports: dict[str, set[str]] = {}
     for path in (ROOT / "fcs_lab").rglob("*.py"):
         part = path.relative_to(ROOT / "fcs_lab").with_suffix("").parts[0]
-        tree = ast.parse(path.read_text())
+        if part == "__init__":
+            continue
+        found, tree = imports.setdefault(part, set()), ast.parse(path.read_text())
         of_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
         unread = {inner for node in of_types for inner in ast.walk(node)}
         for node in ast.walk(tree):
-            if part != "__init__" and isinstance(node, ast.ImportFrom) and node not in unread:
-                names = (
-                    [name.name for name in node.names] if node.module == "fcs_lab" else (node.module or "").split(".")[1:2]
-                )
-                imports.setdefault(part, set()).update(names if (node.module or "").startswith("fcs_lab") else ())
+            package, *inside = (getattr(node, "module", None) or "").split(".")
+            if isinstance(node, ast.ImportFrom) and package == "fcs_lab" and node not in unread:
+                found.update(inside[:1] or [name.name for name in node.names])
     left, floors = {part: found & imports.keys() - {part} for part, found in imports.items()}, []
     while left:
         floor = sorted(part for part, found in left.items() if not found & left.keys())

@@ -333,8 +333,8 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
 
     Raises:
         FileNotFoundError: There is nothing at `path`, or no images in it.
-        ValueError: CIFAR-10's *python version*, whose pickles can run code when read; a file that is not what it
-            should be, or has images of another size.
+        ValueError: An empty path; CIFAR-10's *python version*, whose pickles can run code when read; a file that is not
+            what it should be, or has images of another size.
 
     Example:
         >>> import tempfile
@@ -346,6 +346,8 @@ def read_cifar10(path: str | Path, size: int = 32) -> Tensor:
         (1, 3, 32, 32)
     """
     check_count("size", size, 1, 4096)
+    if path == "":  # which Path takes for the current folder
+        raise ValueError("path is ''; expected an .npz, .bin batches, or a folder of images")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(

@@ -51,7 +51,7 @@ def test_colour_and_a_prompt(tmp_path):
     assert "colourisation" in lab.chosen.options and "colourisation" not in made(TaskLab).chosen.options
     lab.chosen.value, lab.prompt.value = "colourisation", "red apple, noto"
     ran(lab)
-    assert "with_prompt('red apple, noto', guidance_scale=2.0)" in lab.call.value
+    assert "with_prompt('red apple, noto', guidance_scale=2.5)" in lab.call.value
     # Bundled emoji are laid on white at full precision; a picture has 8 bits.
     assert (again(lab, tmp_path).images - lab.results["newton"].images).abs().max() < 0.01
 

@@ -199,6 +199,8 @@ def test_a_folder_of_photographs_is_cropped_to_squares(tmp_path):
 
 
 def test_what_is_not_cifar10_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="path is ''"):
+        read_cifar10("")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_cifar10(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no images"):

@@ -308,7 +308,14 @@ class SamplerLab(widgets.VBox):
 
     def _prompt_controls(self) -> None:
         self.prompt = self._control(widgets.Text, description="prompt")
-        self.guidance_scale = self._control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
+        self.guidance_scale = self._guidance_slider()
+
+    def _guidance_slider(self) -> widgets.FloatSlider:
+        """At the model's own guidance scale; while it has no prompt, at 2.5, which the emoji model is documented with."""
+        scale = getattr(self.model, "guidance_scale", 1.0)
+        return self._control(
+            widgets.FloatSlider, 2.5 if scale == 1 else scale, min=0, max=10, step=0.5, description="guidance w"
+        )
 
     @property
     def takes_prompts(self) -> bool:

@@ -90,7 +90,7 @@ class LayersLab(SamplerLab):
             description="Clear scribbles", icon="eraser", layout=widgets.Layout(width="150px")
         )
         self.prompts = [control(widgets.Text, description=f"layer {k} is") for k in range(MOST_LAYERS)]
-        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
+        self.guidance_scale = self._guidance_slider()
         self.direction = self._direction_menu("newton", "gradient", "identity")
         self.num_inference_steps = control(widgets.IntSlider, 10, 2, 100, description="timesteps")
         self.inner_steps = control(widgets.IntSlider, 5, 0, 20, description="inner steps")

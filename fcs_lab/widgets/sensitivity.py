@@ -128,7 +128,7 @@ class SensitivityLab(SamplerLab):
         self.method = self._direction_menu(*DIRECTIONS, *methods, description="method")
         self._algorithm_controls(inner_steps=5, step_size=(0.1, 0.5), max=2, step=0.05)
         self.prompt = control(widgets.Text, description="prompt")
-        self.guidance_scale = control(widgets.FloatSlider, 2.0, min=0, max=10, step=0.5, description="guidance w")
+        self.guidance_scale = self._guidance_slider()
         names = ("task", "method", "num_inference_steps", "inner_steps", "step_size", "fd_step", "eta")
         names += ("prompt", "guidance_scale") if latent else ()
         self._controls = {name: getattr(self, name) for name in (*names, "seed")}

@@ -30,7 +30,8 @@ SCHEMES: dict[str, dict[int, float]] = {
     "fourth-order": {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12},  # O(h⁴)
 }
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float64, torch.float32, *HALF)
 STEPS = tuple(float(h) for h in np.logspace(-4, 0.5, 10))
 
 
@@ -91,6 +92,8 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
             for switch in ("upcast_softmax", "upcast_attention"):
                 if dtype == torch.float64 and switch in vars(module):
                     setattr(module, switch, False)
+        if dtype in HALF:
+            lay_out_for_half(network)
     for name, value in vars(twin).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(twin, name, value.to(dtype))
@@ -101,6 +104,14 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     if twin.dtype != dtype:
         raise ValueError(f"a copy of the denoiser is still {twin.dtype}; expected one whose attributes convert to {dtype}")
     return twin
+
+
+def lay_out_for_half(network: nn.Module) -> None:
+    """Lay the network's convolutions channels last, in place.
+
+    A CPU without instructions for half precision takes several times as long for the other layout.
+    """
+    nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 @ordinary()
@@ -162,7 +173,7 @@ def measure_fd_error(
 
     curves, modes = {}, {}
     for dtype in dtypes:
-        mixed = autocast and dtype in (torch.float16, torch.bfloat16)
+        mixed = autocast and dtype in HALF
         twin = _Autocast(denoiser, dtype) if mixed else exact if dtype == torch.float64 else in_precision(denoiser, dtype)
         x, v = (tensor.to(at_least_float32(dtype)) for tensor in (x_t, unit))
         found = _run(dtype, twin, lambda f, x=x, v=v: _differences(f, x, t, v, steps, schemes, one_batch))
@@ -245,10 +256,12 @@ def suggest_fd_step(
 
 
 class _Autocast:
-    """The denoiser in mixed precision: its weights as they are, what torch.autocast chooses in `dtype`."""
+    """A copy of the denoiser in mixed precision: its weights as they are, what torch.autocast chooses in `dtype`."""
 
     def __init__(self, denoiser: Denoiser, dtype: torch.dtype):
-        self.denoiser, self.autocast_dtype = denoiser, dtype
+        self.denoiser, self.autocast_dtype = in_precision(denoiser, denoiser.dtype), dtype  # a copy
+        for network in networks_of(self.denoiser):
+            lay_out_for_half(network)
         self.scheduler, self.shape = denoiser.scheduler, denoiser.shape
         self.device, self.dtype = denoiser.device, denoiser.dtype
 

@@ -47,6 +47,7 @@ TIMESTEPS, PROBED, PROBES = (900, 700, 500, 300), 4, 16
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 H_STEPS = np.geomspace(1e-3, 3, 8)
 CODED, CODED_FACTORS, DERIVATIVES = 16, (2, 4, 8), {"J_Dᵀ e": "backward", "J_E e": "forward"}
+CODED_RUN = {"num_inference_steps": 10, "inner_steps": 5}
 LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # ‖·‖_∞ of a step
 CACHE = Path(__file__).parents[1] / "runs" / "tab10"
 
@@ -157,7 +158,7 @@ def through_the_encoder(name: str, factor: int) -> dict[str, list]:
     found: dict[str, list] = {}
     for label, task in tasks.items():
         generators = [torch.Generator().manual_seed(SEED + i) for i in range(CODED)]
-        result = fcs_lab.sample(model, task, num_inference_steps=10, inner_steps=5, generator=generators, progress=False)
+        result = fcs_lab.sample(model, task, **CODED_RUN, generator=generators, progress=False)
         found[f"psnr {label}"] = psnr(result.images, truth).tolist()
     h, rows = FD_STEP[torch.float32], {}
     with torch.no_grad():

@@ -18,7 +18,7 @@ from fcs_lab.probes import FdError, measure_fd_error
 MODEL, SEED, DIGIT = "mnist", 0, 0
 T, PAPERS_H = 500, 0.005
 STEPS = 20  # values of h, at most
-ROUNDING = 0.5  # what differs between machines where rounding itself is shown
+TRUNCATED = 1e-6  # from this h on, float64's own rounding does not show in the truncation
 # The least h, how many, and the schemes. float16 has few: its convolutions are slow on a CPU.
 ALL = ("forward", "central", "fourth-order")
 RANGES = {
@@ -47,24 +47,23 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
         part = measure_fd_error(model, x_t, T, e, h=h, dtypes=[dtype], schemes=schemes)
         found = FdError(found.curves | part.curves, found.forward_mode | part.forward_mode, part.Je)
 
-    numbers = {
-        _name(dtype): {
-            "forward mode": {"error": found.forward_mode[dtype][0], "cosine": found.forward_mode[dtype][1]},
-            "differences": {
-                scheme: {
-                    part: [float(f"{value:.6g}") for value in getattr(curve, part)]
-                    for part in ("h", "error", "cosine", "truncation", "rounding")
-                }
-                for (of, scheme), curve in found.curves.items()
-                if of == dtype
-            },
-        }
-        for dtype in COLOURS
-    }
+    numbers, rounding = {}, {}  # what a machine's rounding decides is kept apart
+    for (dtype, scheme), curve in found.curves.items():
+        seen = curve.h > TRUNCATED
+        told = {"h": curve.h, "truncation": curve.truncation[seen]}
+        numbers.setdefault(_name(dtype), {})[scheme] = {part: rounded(values) for part, values in told.items()}
+        told = {part: getattr(curve, part) for part in ("error", "cosine", "truncation", "rounding")}
+        rounding.setdefault(_name(dtype), {})[scheme] = {part: rounded(values) for part, values in told.items()}
+    for dtype, (error, cosine) in found.forward_mode.items():
+        rounding[_name(dtype)]["forward mode"] = {"error": error, "cosine": cosine}
     settings = {"t": T, "image": DIGIT, "mask": "right half", "e": "the masked error", "device": "cpu"}
     asked.save(draw(found), output / "fig07_fd_error", model=MODEL, seed=seed,
-                settings=settings, numbers=numbers,
-                timings={"seconds": round(time.perf_counter() - start, 1)}, tolerance=ROUNDING)  # fmt: skip
+                settings=settings, numbers=numbers, chaotic=rounding,
+                timings={"seconds": round(time.perf_counter() - start, 1)})  # fmt: skip
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
 
 
 def draw(found: FdError) -> Figure:

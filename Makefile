@@ -41,7 +41,7 @@ gpu: .venv/.installed
 	$(BIN)/python figures/gpu01_speed.py
 
 test: .venv/.installed
-	$(HALF) $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 --durations-min 10
+	$(HALF) $(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 4 --durations 50 --durations-min 10
 
 SEED ?= 0
 fuzz: .venv/.installed

@@ -11,7 +11,9 @@ import fcs_lab
 from fcs_lab.denoisers import UNetDenoiser
 
 SLOW = ("test_notebooks", "test_browser", "test_figures")
-"""What takes minutes comes last: a mistake shows early. The longest of it first: two processes end together."""
+"""What takes minutes comes last: a mistake shows early. Of that the longest first, and `make test` gives a process four
+tests at a time, so that both end together.
+"""
 
 
 def pytest_collection_modifyitems(items):

@@ -137,15 +137,19 @@ def summary(one: Invertibility) -> dict:
         "condition_number": one.condition_number if math.isfinite(one.condition_number) else None,
         "smallest_singular_values": np.sort(one.singular_values)[:5].tolist(),
         "radius": one.radius,
-        "radius_of_direction": {name: reach.radius for name, reach in one.directions.items()},
+        "radius_of_direction": {name: reach.radius for name, reach in one.directions.items() if "leading" not in name},
         "linear_step_size": one.linear.step_size if math.isfinite(one.linear.step_size) else None,
         "linear_moved": one.linear.moved,
     }
 
 
 def undecided(one: Invertibility) -> dict:
-    """How the solver fails beyond the ball, and the extremes that it met: another machine's rounding finds others."""
+    """How the solver fails beyond the ball, and the extremes that it met: another machine's rounding finds others.
+
+    Of the leading singular vector it decides even which of the two signs is "+".
+    """
     return {
+        "radius_of_direction": {name: reach.radius for name, reach in one.directions.items() if "leading" in name},
         "outcome_beyond": {
             name: next((s.outcome for r, s in sorted(reach.solves.items()) if r > reach.radius), None)
             for name, reach in one.directions.items()

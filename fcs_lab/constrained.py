@@ -28,12 +28,13 @@ from fcs_lab.baselines.frame import Peer
 from fcs_lab.checks import check_function
 from fcs_lab.constraints import Constraint
 from fcs_lab.contexts import computes_in
-from fcs_lab.denoisers import at_least_float32, prediction_type_of
+from fcs_lab.denoisers import prediction_type_of
 from fcs_lab.directions import DIRECTIONS, EVALUATIONS
 from fcs_lab.families import family_of, what_it_takes
 from fcs_lab.fast import FAST_NEEDS, FAST_STEPS, fast, fast_plan
 from fcs_lab.latent_space import Layout
 from fcs_lab.pipeline_call import PipelineCall
+from fcs_lab.precision import at_least_float32
 from fcs_lab.sampler import Result, Settings, StepSize, check_preset, check_task
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch, check_finite

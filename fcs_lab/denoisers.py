@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fcs_lab.checks import check_tensor, describe, is_int, typed
+from fcs_lab.precision import at_least_float32
 from fcs_lab.schedule import check_scheduler, is_flow
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "add_noise",
     "alpha_bar_at",
     "as_model",
-    "at_least_float32",
     "check_shape",
     "estimate_x0",
     "forward_mode",
@@ -189,11 +189,6 @@ def frozen(network: nn.Module) -> AbstractContextManager[None]:
     """`left_as_found` for one evaluation, which costs nothing where the network as a whole is frozen already."""
     as_it_is = not network.training and not next(network.parameters()).requires_grad
     return nullcontext() if as_it_is else left_as_found([network])
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype, or float32 where that is more precise."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def alpha_bar_at(denoiser: Denoiser, t: int | Tensor, x_t: Tensor) -> Tensor:

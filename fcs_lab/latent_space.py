@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from fcs_lab.checks import typed
 from fcs_lab.constraints import Constraint, ConstraintBase, Inpainting, Selection
 from fcs_lab.contexts import ordinary, own_copy
-from fcs_lab.denoisers import at_least_float32, frozen
+from fcs_lab.denoisers import frozen
 from fcs_lab.directions import norm_inf
 from fcs_lab.images import ImageLike, MaskLike
+from fcs_lab.precision import at_least_float32
 
 __all__ = ["Decoded", "LatentInpainting", "LatentSpace", "Layout", "layout_of", "network_of"]
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fcs_lab.checks import check_count, check_tensor, is_int, is_number, refuse_meta, typed
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, levels_at
+from fcs_lab.denoisers import Denoiser, Model, as_model, levels_at
 from fcs_lab.images import ImageLike, to_channels, to_tensor
 from fcs_lab.layered import LayeredComposite, LayersResult, blurred
+from fcs_lab.precision import at_least_float32
 from fcs_lab.sampler import StepSize, sample
 from fcs_lab.trace import Callback, State
 

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from fcs_lab.algorithm import Method, algorithm_1, plan
 from fcs_lab.constraints import Constraint, for_channels, needs
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import at_least_float32, estimate_x0
+from fcs_lab.denoisers import estimate_x0
 from fcs_lab.directions import EVALUATIONS, FD_STEP
 from fcs_lab.latent_space import Decoded, LatentInpainting, LatentSpace, layout_of, network_of
+from fcs_lab.precision import at_least_float32
 from fcs_lab.sampler import Settings
 from fcs_lab.schedule import Schedule, read_schedule
 from fcs_lab.trace import Watch

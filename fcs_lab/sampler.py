@@ -17,10 +17,11 @@ from fcs_lab.algorithm import Method, algorithm_1
 from fcs_lab.checks import check_count, check_flag, check_function, check_generator, check_tensor, is_int, is_number
 from fcs_lab.constraints import Constraint, for_channels
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, Model, as_model, at_least_float32, left_as_found
+from fcs_lab.denoisers import Denoiser, Model, as_model, left_as_found
 from fcs_lab.directions import DIRECTIONS, FD_STEP, CountedDenoiser, Differentiation, Direction
 from fcs_lab.fast import FAST_STEPS, fast
 from fcs_lab.images import to_pil
+from fcs_lab.precision import at_least_float32
 from fcs_lab.schedule import Schedule, read_schedule, same_levels
 from fcs_lab.trace import Callback, State, TraceEntry, Watch, check_finite, per_image
 

@@ -28,6 +28,7 @@ from fcs_lab.checks import describe
 from fcs_lab.contexts import ordinary
 from fcs_lab.denoisers import InpaintingDenoiser, UNetDenoiser, is_tuned
 from fcs_lab.latent import LatentDenoiser
+from fcs_lab.precision import channels_last_if_half
 from fcs_lab.schedule import is_flow
 
 T = TypeVar("T")
@@ -113,9 +114,7 @@ def load(
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-            if device.type == "cpu" and torch_dtype in (torch.float16, torch.bfloat16):
-                # A processor without instructions for them takes several times as long for the other layout.
-                nn.utils.convert_conv2d_weight_memory_format(part, torch.channels_last)
+            channels_last_if_half(part, torch_dtype)
     if kind in LATENT_PIPELINES:
         text = {} if prompt is None else {"prompt": prompt}
         scale = guidance_scale if guidance_scale is not None else 7.5 if prompt is not None else 1.0

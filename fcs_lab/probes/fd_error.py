@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fcs_lab.checks import is_number, typed
 from fcs_lab.contexts import ordinary
-from fcs_lab.denoisers import Denoiser, Model, at_least_float32, networks_of
+from fcs_lab.denoisers import Denoiser, Model, networks_of
 from fcs_lab.directions import CountedDenoiser
+from fcs_lab.precision import HALF, at_least_float32, channels_last_if_half
 from fcs_lab.probes.jacobian import check_direction, check_point
 
 __all__ = ["SCHEMES", "FdCurve", "FdError", "in_precision", "measure_fd_error", "suggest_fd_step"]
@@ -30,7 +31,6 @@ SCHEMES: dict[str, dict[int, float]] = {
     "fourth-order": {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12},  # O(h⁴)
 }
 
-HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float64, torch.float32, *HALF)
 STEPS = tuple(float(h) for h in np.logspace(-4, 0.5, 10))
 
@@ -92,8 +92,7 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
             for switch in ("upcast_softmax", "upcast_attention"):
                 if dtype == torch.float64 and switch in vars(module):
                     setattr(module, switch, False)
-        if dtype in HALF:
-            lay_out_for_half(network)
+        channels_last_if_half(network, dtype)
     for name, value in vars(twin).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(twin, name, value.to(dtype))
@@ -104,14 +103,6 @@ def in_precision(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     if twin.dtype != dtype:
         raise ValueError(f"a copy of the denoiser is still {twin.dtype}; expected one whose attributes convert to {dtype}")
     return twin
-
-
-def lay_out_for_half(network: nn.Module) -> None:
-    """Lay the network's convolutions channels last, in place.
-
-    A CPU without instructions for half precision takes several times as long for the other layout.
-    """
-    nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 @ordinary()
@@ -261,7 +252,7 @@ class _Autocast:
     def __init__(self, denoiser: Denoiser, dtype: torch.dtype):
         self.denoiser, self.autocast_dtype = in_precision(denoiser, denoiser.dtype), dtype  # a copy
         for network in networks_of(self.denoiser):
-            lay_out_for_half(network)
+            channels_last_if_half(network, dtype)
         self.scheduler, self.shape = denoiser.scheduler, denoiser.shape
         self.device, self.dtype = denoiser.device, denoiser.dtype
 

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from fcs_lab.checks import refuse_meta, typed
 from fcs_lab.contexts import ordinary, own_copy
-from fcs_lab.denoisers import Denoiser, as_model, at_least_float32, levels_at
+from fcs_lab.denoisers import Denoiser, as_model, levels_at
 from fcs_lab.directions import FD_STEP, CountedDenoiser, newton
+from fcs_lab.precision import at_least_float32
 
 __all__ = ["ACCURATE_FD_STEP", "JacobianOperator", "check_direction", "check_point", "check_vector"]
 

@@ -51,19 +51,15 @@ def main(output: Path, asked: Options = DEFAULT) -> None:
     for (dtype, scheme), curve in found.curves.items():
         seen = curve.h > TRUNCATED
         told = {"h": curve.h, "truncation": curve.truncation[seen]}
-        numbers.setdefault(_name(dtype), {})[scheme] = {part: rounded(values) for part, values in told.items()}
+        numbers.setdefault(_name(dtype), {})[scheme] = {part: values.tolist() for part, values in told.items()}
         told = {part: getattr(curve, part) for part in ("error", "cosine", "truncation", "rounding")}
-        rounding.setdefault(_name(dtype), {})[scheme] = {part: rounded(values) for part, values in told.items()}
+        rounding.setdefault(_name(dtype), {})[scheme] = {part: values.tolist() for part, values in told.items()}
     for dtype, (error, cosine) in found.forward_mode.items():
         rounding[_name(dtype)]["forward mode"] = {"error": error, "cosine": cosine}
     settings = {"t": T, "image": DIGIT, "mask": "right half", "e": "the masked error", "device": "cpu"}
     asked.save(draw(found), output / "fig07_fd_error", model=MODEL, seed=seed,
                 settings=settings, numbers=numbers, chaotic=rounding,
                 timings={"seconds": round(time.perf_counter() - start, 1)})  # fmt: skip
-
-
-def rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]
 
 
 def draw(found: FdError) -> Figure:

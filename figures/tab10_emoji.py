@@ -207,7 +207,7 @@ def main(output: Path, cache: Path = CACHE) -> None:
     for name in LATENT:
         for factor in CODED_FACTORS:
             print(f"{name}: ×{factor}, through the encoder …", flush=True)
-            told = [SEED, CODED, TIMESTEPS, LENGTHS, factor, weights[name]]
+            told = [SEED, CODED, CODED_RUN, TIMESTEPS, LENGTHS, factor, weights[name]]
             row = kept(cache, f"{name}-coded-{factor}", told, lambda name=name, f=factor: through_the_encoder(name, f))
             values = {key: torch.tensor(some) for key, some in row.items()}
             values["psnr, J_E e less J_Dᵀ e"] = values["psnr J_E e"] - values["psnr J_Dᵀ e"]

@@ -459,9 +459,13 @@ def test_the_table_of_what_the_notebooks_say(tmp_path, monkeypatch):
     assert set(numbers) == set(module.SECTIONS)
     settings, enlarged = numbers["settings"], numbers["super-resolution"]
     assert settings["J e, K = 1"]["evaluations"] == [2 * 3, 0] and settings["J e, K = 5, η = 1"]["less the reference"] == {}
-    plain, other = (settings[name]["hidden MSE"][0] for name in ("J e, K = 5, η = 1", "e in place of J e"))
+    (cell,) = (tmp_path / "cells").glob("settings-*.json")  # each digit's, not rounded
+    plain, other = (
+        torch.tensor(json.loads(cell.read_text())["rows"][name]["hidden MSE"], dtype=torch.float64).mean()
+        for name in ("J e, K = 5, η = 1", "e in place of J e")
+    )
     shown = settings["e in place of J e"]["less the reference"]["hidden MSE"][0]
-    assert shown == pytest.approx(other - plain, abs=2e-4)  # both were rounded to four digits
+    assert shown == pytest.approx((other - plain).item(), rel=1e-3)  # has four digits
     assert (
         enlarged["×4, newton"]["less the reference"]["PSNR"][0]
         > 0
@@ -544,14 +548,14 @@ def test_the_half_image_table(tmp_path, monkeypatch):
 def test_the_benchmark_measures_ratios(tmp_path, monkeypatch):
     module = script(ROOT / "figures" / "tab02_speed.py", monkeypatch, STEPS=1, INNER=2, BATCHES=(1,))
     peak = module.memory.in_a_process
-    monkeypatch.setattr(  # a process of its own, at the script's own settings, for one row in place of four
-        module.memory, "in_a_process", lambda file, *row: peak(file, *row) if row == ("mnist", "gradient", "1") else 2**20
+    monkeypatch.setattr(  # a process of its own, at the script's own settings, for two rows in place of four
+        module.memory, "in_a_process", lambda file, *row: peak(file, *row) if row[1] == "gradient" else 2**20
     )
     module.main(tmp_path, repeats=2)
     timings = json.loads((tmp_path / "tab02_speed.json").read_text())["timings"]
     for name in ("mnist", "fashion"):
         assert all(ratio > 0 for ratio in timings[f"{name}, batch 1"]["wall time"].values())
-    assert timings["mnist, batch 1"]["peak MiB above the model"]["gradient"] > 1
+        assert timings[f"{name}, batch 1"]["peak MiB above the model"]["gradient"] > 0
     assert timings["constrained pipeline / its bare guided evaluations"]["batch 1"] > 0
 
 
